@@ -1,0 +1,46 @@
+"""The operator's secrets: from the environment first, else from the stack's encrypted config.
+
+The environment first, because plain `pulumi destroy` hands a provider the *old* config: after a key is turned, only
+the environment is current (pulumi/pulumi#18756).
+"""
+
+import os
+from collections.abc import Callable
+
+from dynamic_providers.errors import ConfigError
+from dynamic_providers.store.client import AccessKeys, Store
+from dynamic_providers.vast.client import URL, VastClient
+from dynamic_providers.vast.request import StoreAddress
+
+ReadConfig = Callable[[str], str | None]
+"""Returns the stack's config value of a key, decrypted; None where there is none."""
+
+
+def vast_client(read_config: ReadConfig) -> VastClient:
+    """Return a client for the account whose key is at hand; `VAST_URL` turns it to another market.
+
+    Raises:
+        ConfigError: There is no key.
+    """
+    key = os.environ.get("VAST_API_KEY") or read_config("vast_api_key")
+    if not key:
+        raise ConfigError(
+            [
+                "vast_api_key is not set: export VAST_API_KEY=… (https://cloud.vast.ai/manage-keys/), "
+                "or store it encrypted: pulumi config set --secret vast_api_key"
+            ]
+        )
+    return VastClient(key, os.environ.get("VAST_URL") or URL)
+
+
+def open_store(address: StoreAddress, read_config: ReadConfig) -> Store:
+    """Return the bucket at *address*, with the keys that are at hand.
+
+    Raises:
+        StoreError: There are none.
+    """
+    access, secret = read_config("s3_access_key_id"), read_config("s3_secret_access_key")
+    keys = AccessKeys(access, secret, "the stack's config") if access and secret else None
+    return Store(
+        address.bucket, location=address.location, endpoint=address.endpoint, profile=address.profile, keys=keys
+    )

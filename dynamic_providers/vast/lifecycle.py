@@ -1,0 +1,300 @@
+"""A machine's life: create, update, delete, read. Knows nothing of Pulumi; a gateway may call it one day.
+
+create   adopt or rent; wait; connect; bootstrap; one real token; a host that fails is given back, the next is taken
+update   label to booting; apply, the door shut while the engine changes; one real token; label to ready;
+         on failure the former settings come back
+delete   door shut; destroy, verified; receipt
+read     gone only on a definite answer; else whether it runs, and the settings that the machine itself reports
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from bootstrap import ready, render, run, ssh
+from bootstrap.steps import Deadlines, Engine, Grant, Identity, ModelFile
+from dynamic_providers.errors import (
+    BootError,
+    BootstrapError,
+    HostError,
+    MismatchError,
+    NoOfferError,
+    StackError,
+)
+from dynamic_providers.lease import keys
+from dynamic_providers.lease.certificates import sign_leaf, ssh_keypair
+from dynamic_providers.lease.label import Label, Phase
+from dynamic_providers.store.binaries import CADDY, require_blobs
+from dynamic_providers.store.client import Store
+from dynamic_providers.store.manifest import ModelRef
+from dynamic_providers.vast.boot import Boot, is_reachable, wait_until_running
+from dynamic_providers.vast.models import GPUS, SSH, VRAM_TOLERANCE, Instance
+from dynamic_providers.vast.rent import (
+    World,
+    adopt,
+    give_back,
+    give_back_twins,
+    given_back_on_error,
+    new_label,
+    read_back,
+    rent,
+)
+from dynamic_providers.vast.request import MachineRequest
+
+URL_LIFE = timedelta(hours=2)
+"""Longer than any sensible boot deadline, so that a resumed download finds its URLs valid."""
+DOOR_PATIENCE = timedelta(seconds=5)
+"""For a courtesy (shutting the door, asking what is applied) that money and state do not wait for."""
+
+
+def engine_of(request: MachineRequest, files: tuple[ModelFile, ...] = ()) -> Engine:
+    """Return what the machine is to serve. Its hash needs no files: the release's digest stands for them."""
+    model = request.model
+    return Engine(
+        release=model.release,
+        served_name=model.served_name,
+        files=files,
+        vllm_args=model.vllm_args,
+        max_model_len=model.max_model_len,
+        gpu_count=request.need.gpu_count,
+        clients=model.clients,
+    )
+
+
+def create(world: World, store: Store, request: MachineRequest) -> tuple[str, dict[str, Any]]:
+    """Bring a machine up; return (instance id, outputs).
+
+    Raises:
+        StackError: Nothing is left rented, or the error is a LeakError that says so.
+    """
+    files = _files(store, request)  # before any money
+    avoid: set[int] = set()
+    failure: HostError | None = None
+    for attempt in range(1, request.terms.attempts + 1):
+        boot = Boot(world, request.terms.boot_minutes)
+        try:
+            rental = adopt(world, request) or rent(world, request, render.render_onstart(), avoid)
+        except NoOfferError as error:
+            text = f"{error}\n  before that: {failure}" if failure else str(error)
+            raise NoOfferError(text, error.turned_away) from error
+        try:
+            with given_back_on_error(world, rental.instance_id):
+                instance = read_back(world, request, rental)
+                outputs = _bring_up(world, store, request, instance, rental.label, files, boot)
+                give_back_twins(world, request, keep=instance.id)
+                return str(instance.id), outputs | {"attempts": attempt}
+        except HostError as error:
+            avoid.add(rental.machine_id)
+            failure = error
+    raise BootError(
+        getattr(failure, "phase", "verify"),
+        f"none of {request.terms.attempts} machines came up; the last one: {failure}\n"
+        "  raise lease.attempts or lease.boot_minutes, or loosen need, then run this again",
+    ) from failure
+
+
+def update(
+    world: World, store: Store, instance_id: int, olds: MachineRequest, news: MachineRequest, host_key: str | None
+) -> dict[str, Any]:
+    """Change what a running machine serves; return its outputs. Never destroys.
+
+    Raises:
+        StackError: The former settings serve again, or the error says that they do not.
+    """
+    new_files, old_files = _files(store, news), _files(store, olds)
+    instance = world.client.show_instance(instance_id)
+    if instance is None or instance.status != "running":
+        raise BootError("engine", f"instance {instance_id} does not run now: run `pulumi up` again to replace it")
+    old_label = instance.parsed or replace(new_label(world, olds), phase=Phase.READY)
+    longer = timedelta(hours=news.terms.max_hours - olds.terms.max_hours)
+    fresh = new_label(world, news)
+    label = replace(fresh, expires_at=old_label.expires_at + longer)
+    try:
+        boot = Boot(world, news.terms.boot_minutes)
+        return _bring_up(world, store, news, instance, label, new_files, boot, host_key)
+    except StackError as error:
+        world.say(f"the change failed ({_first_line(error)}): putting the former settings back")
+        try:
+            boot = Boot(world, olds.terms.boot_minutes)
+            back = replace(fresh, expires_at=old_label.expires_at, idle_minutes=old_label.idle_minutes)
+            _bring_up(world, store, olds, instance, back, old_files, boot, host_key)
+        except StackError as second:
+            raise BootstrapError(
+                "update",
+                f"{error}\nand the former settings do not come back either: {second}\n"
+                "  mend the stack file and run `pulumi up`, or give the machine back with `pulumi destroy`",
+            ) from error
+        world.say("the former settings serve again")
+        raise
+
+
+def delete(world: World, instance_id: int, request: MachineRequest, host_key: str | None) -> None:
+    """Shut the door, destroy, verify, print the receipt.
+
+    Raises:
+        LeakError: It may still be billed.
+    """
+    instance = world.client.show_instance(instance_id)
+    if instance is not None and is_reachable(instance):
+        # Best effort: a host that does not answer is no reason to pay for it any longer.
+        with suppress(StackError, OSError, TimeoutError):
+            asyncio.run(_shut_door(request, instance, host_key))
+    give_back(world, instance or instance_id)
+
+
+def read(world: World, instance_id: int, request: MachineRequest, olds: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the outputs as they are now, None if the instance is definitely gone."""
+    instance = world.client.show_instance(instance_id)
+    if instance is None:
+        # The read of one instance may lag; a complete list that lacks it as well is an answer.
+        instance = next((i for i in world.market.list() if i.id == instance_id), None)
+    if instance is None:
+        return None
+    label = instance.parsed
+    is_ready = label is not None and label.phase is Phase.READY and label.uid == request.uid
+    outputs = dict(olds) | {"is_stopped": instance.is_stopped, "is_ready": is_ready}
+    if not instance.is_stopped:
+        token = keys.control_token(request.fleet.observe, request.uid, instance_id)
+        state = ready.read_state(str(olds["endpoint"]), request.fleet.ca_certificate, token, timeout=DOOR_PATIENCE)
+        if state is not None:  # unreachable is unknown, and unknown changes nothing
+            outputs["applied"] = str(state.get("settings"))
+    return outputs
+
+
+def _files(store: Store, request: MachineRequest) -> tuple[ModelFile, ...]:
+    """Return the release's files, all of which lie in the bucket, as does the front door's program."""
+    manifest = store.resolve(ModelRef.parse(request.model.release))
+    require_blobs(store, manifest)
+    return tuple(ModelFile(file.path, file.size, file.sha256) for file in manifest.files)
+
+
+def _bring_up(
+    world: World,
+    store: Store,
+    request: MachineRequest,
+    instance: Instance,
+    label: Label,
+    files: tuple[ModelFile, ...],
+    boot: Boot,
+    host_key: str | None = None,
+) -> dict[str, Any]:
+    """Take an instance from wherever it is to ready; return its outputs.
+
+    Args:
+        world: The market.
+        store: Where weights and front door come from.
+        request: What is to serve there.
+        instance: Ours, in any state of coming up.
+        label: What it carries while booting; its expiry is the lease's.
+        files: The release's.
+        boot: Deadlines.
+        host_key: The machine's, as it was first seen; None on the first connection, which pins it.
+    """
+    # The longer of two expiries first, the shorter last: no moment at which the machine outlives its own certificate.
+    expires = max(label.expires_at, instance.parsed.expires_at if instance.parsed else label.expires_at)
+    booting = replace(label, expires_at=expires)
+    if instance.label != booting.render():
+        world.market.relabel(instance.id, booting.render())
+    world.client.attach_ssh_key(instance.id, ssh_keypair(request.fleet.sign, request.uid)[1])
+    instance = wait_until_running(world, instance, boot)
+    identity = _identity(request, instance, label)
+    engine = engine_of(request, files)
+    target = _target(request, instance, host_key)
+    host_key = asyncio.run(_bootstrap(store, request, target, identity, engine, boot))
+    endpoint = f"https://{instance.address}:{instance.door_port}"
+    token = identity.tokens[request.model.clients[0]]
+    patience = boot.left("first token")
+    ready.first_token(endpoint, request.fleet.ca_certificate, token, request.model.served_name, deadline=patience)
+    boot.done("first token", endpoint)
+    world.market.relabel(instance.id, label.ready().render())
+    return {
+        **request.to_props(),
+        "instance_id": str(instance.id),
+        "endpoint": endpoint,
+        "usd_per_hour": round(instance.usd_per_hour, 6),
+        "disk_gb": instance.disk_gb,
+        "phases": boot.phases,
+        "attempts": 1,
+        "expires_at": label.expires_at.isoformat(),
+        "applied": engine.settings_hash(),
+        "is_stopped": False,
+        "is_ready": True,
+        "ssh_host_key": host_key,
+        "client_token": token,
+        "tokens": dict(identity.tokens),
+    }
+
+
+async def _bootstrap(
+    store: Store,
+    request: MachineRequest,
+    target: ssh.Target,
+    identity: Identity,
+    engine: Engine,
+    boot: Boot,
+) -> str:
+    """Bring the model server up over SSH; return the machine's host key."""
+    blobs = {file.sha256: Grant(file.sha256, file.size, store.presign(file.sha256, URL_LIFE)) for file in engine.files}
+    caddy = Grant(CADDY.sha256, CADDY.size, store.presign(CADDY.sha256, URL_LIFE))
+    async with await ssh.connect(target, deadline=boot.left("ssh")) as machine:
+        gpus = await _verify_gpus(machine, request)
+        boot.done("ssh", f"{target.address}:{target.port}, {gpus}")
+        limits = Deadlines(weights=boot.left("weights"), engine=boot.left("engine"))
+        applied = await run.apply(machine, engine, identity, caddy, blobs, deadlines=limits, report=boot.tell)
+        for phase in ("weights", "engine"):
+            boot.done(phase, seconds=applied.phases[phase])
+        return machine.host_key
+
+
+async def _verify_gpus(machine: ssh.Machine, request: MachineRequest) -> str:
+    """Compare what the machine's own driver says with what was asked, before a byte of weights is sent."""
+    need = request.need
+    gpus = await run.inspect_gpus(machine)
+    said = ", ".join(f"{gpu.name} ({gpu.memory_mib} MiB)" for gpu in gpus) or "no GPU"
+    fitting = [
+        gpu
+        for gpu in gpus
+        if gpu.memory_mib / 1024 >= need.min_vram_gib * VRAM_TOLERANCE
+        and any(GPUS[name].is_reported_as(gpu.name) for name in need.gpus)
+    ]
+    if len(fitting) != need.gpu_count or len(gpus) != need.gpu_count:
+        raise MismatchError(f"the machine itself reports {said}, asked was {need.gpu_count} × {' or '.join(need.gpus)}")
+    return said
+
+
+async def _shut_door(request: MachineRequest, instance: Instance, host_key: str | None) -> None:
+    async with asyncio.timeout(DOOR_PATIENCE.total_seconds() * 2):
+        async with await ssh.connect(_target(request, instance, host_key), deadline=DOOR_PATIENCE) as machine:
+            await run.close_door(machine)
+
+
+def _target(request: MachineRequest, instance: Instance, host_key: str | None) -> ssh.Target:
+    private, _ = ssh_keypair(request.fleet.sign, request.uid)
+    return ssh.Target(instance.address, instance.ports[SSH], client_key=private, host_key=host_key)
+
+
+def _identity(request: MachineRequest, instance: Instance, label: Label) -> Identity:
+    fleet, uid = request.fleet, request.uid
+    leaf = sign_leaf(
+        fleet.sign,
+        fleet.ca_certificate,
+        uid=uid,
+        instance_id=instance.id,
+        address=instance.address,
+        expires_at=label.expires_at,
+    )
+    return Identity(
+        instance_id=str(instance.id),
+        certificate=leaf.certificate,
+        private_key=leaf.private_key,
+        tokens={name: keys.client_token(fleet.sign, uid, instance.id, name) for name in request.model.clients},
+        scrape_token=keys.scrape_token(fleet.observe, uid, instance.id),
+        control_token=keys.control_token(fleet.observe, uid, instance.id),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0]

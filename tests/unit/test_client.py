@@ -1,0 +1,459 @@
+"""The market's HTTP: what is sent, what is sent again, and what each answer means."""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from dynamic_providers.errors import (
+    AccountError,
+    NotFoundError,
+    OfferTakenError,
+    RefusedError,
+    UnavailableError,
+    VastError,
+)
+from dynamic_providers.vast.client import SEARCH_PAGE, SEARCH_PAGES, TRIES, VastClient
+from tests.unit.builders import API_KEY, NOW, FakeVast, an_instance, an_instance_row, says
+
+TAKEN = "error 404/3603: no_such_ask Instance type by id 7 is not available."
+UNANSWERED = [
+    pytest.param(httpx.ReadTimeout("slow"), id="time-out"),
+    pytest.param(httpx.RemoteProtocolError("closed"), id="connection-closed"),
+    pytest.param(httpx.ConnectError("refused"), id="no-connection"),
+    pytest.param(httpx.DecodingError("gzip"), id="answer-garbled"),
+    pytest.param(says(502, "<html>Bad Gateway</html>"), id="502-page"),
+    pytest.param(says(500, {"success": False, "error": "internal"}), id="500"),
+    pytest.param(says(429, "API requests too frequent"), id="429-text"),
+    pytest.param(says(429, {"detail": "API requests too frequent endpoint threshold=4.5"}), id="429-detail"),
+    pytest.param(says(429, {"success": False, "error": "rate_limit_exceeded", "msg": "threshold=3.0"}), id="429-json"),
+    pytest.param(says(200, "<html>log in to the network</html>"), id="200-page"),
+]
+
+
+def no(status: int, error: str, msg: str = "", **more: Any) -> httpx.Response:
+    return says(status, {"success": False, "error": error, "msg": msg} | more)
+
+
+def query_of(request: httpx.Request) -> dict[str, Any]:
+    return {key: json.loads(value) if value[:1] in "[{" else value for key, value in request.url.params.items()}
+
+
+# Creating
+
+
+def test_a_rental_is_asked_for_as_documented_and_its_id_returned() -> None:
+    vast = FakeVast(says(200, {"success": True, "new_contract": 7835610, "instance_api_key": "secret"}))
+    assert vast.client.create_instance(777, {"image": "x", "price": None}) == 7835610
+    assert vast.lines == ["PUT /api/v0/asks/777/"]
+    assert json.loads(vast.requests[0].content) == {"image": "x", "price": None}
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        pytest.param(no(400, "invalid_args", "error 400/3467: Invalid args: x", ask_id=7), RefusedError, id="invalid"),
+        pytest.param(no(400, "invalid_price"), RefusedError, id="invalid-price"),
+        pytest.param(no(400, "no_ssh_key_for_vm"), RefusedError, id="no-ssh-key-for-vm"),
+        pytest.param(no(400, "insufficient_credit", "Your account lacks credit"), AccountError, id="credit"),
+        pytest.param(no(400, "", "Your account lacks credit; see billing"), AccountError, id="credit-in-words"),
+        pytest.param(no(400, "spend_rate_limit"), AccountError, id="spend-rate-limit"),
+        pytest.param(no(429, "spend_rate_limit"), AccountError, id="spend-rate-limit-as-429"),
+        pytest.param(no(401, "auth_error", "Invalid user key"), AccountError, id="bad-key"),
+        pytest.param(says(401, "Unauthorized"), AccountError, id="bad-key-as-text"),
+        pytest.param(no(404, "", "Invalid user key"), AccountError, id="bad-key-as-404"),
+        pytest.param(no(404, "", "Session expired. Please log in again."), AccountError, id="session-expired"),
+        pytest.param(no(403, "auth_error", "This action requires login."), AccountError, id="no-key-as-403"),
+        pytest.param(no(403, "invalid_args", "error 403/3586: Offer 7 is not your own."), RefusedError, id="not-own"),
+        pytest.param(no(404, "invalid_args", TAKEN, ask_id=7), OfferTakenError, id="taken-404"),
+        pytest.param(no(400, "invalid_args", TAKEN.replace("ask ", "ask  ")), OfferTakenError, id="taken-400"),
+        pytest.param(no(410, "no_such_ask", "Instance type 7 is no longer available."), OfferTakenError, id="taken"),
+        pytest.param(says(410, "Gone"), OfferTakenError, id="taken-410-text"),
+        pytest.param(no(409, "", "offer no longer available"), OfferTakenError, id="taken-409"),
+        pytest.param(no(200, "no_such_ask"), OfferTakenError, id="taken-200"),
+        pytest.param(no(200, "invalid_args"), RefusedError, id="no-with-status-200"),
+        pytest.param(no(500, "internal", "no_such_ask"), UnavailableError, id="500-whatever-it-says"),
+        pytest.param(says(200, {"success": True}), UnavailableError, id="yes-without-an-instance"),
+        *[pytest.param(*one.values, UnavailableError, id=str(one.id)) for one in UNANSWERED],
+    ],
+)  # fmt: skip
+def test_a_no_to_a_rental_is_understood_and_never_asked_twice(
+    answer: httpx.Response | Exception, error: type[VastError]
+) -> None:
+    vast = FakeVast(answer)
+    with pytest.raises(VastError) as caught:
+        vast.client.create_instance(7, {})
+    assert type(caught.value) is error
+    assert vast.lines == ["PUT /api/v0/asks/7/"]
+    assert vast.clock.slept == 0
+
+
+def test_a_refusal_keeps_the_markets_words_and_what_was_made_all_the_same() -> None:
+    vast = FakeVast(no(400, "invalid_price", "bid too low", new_contract=99))
+    with pytest.raises(RefusedError, match="invalid_price bid too low") as caught:
+        vast.client.create_instance(7, {})
+    assert (caught.value.status, caught.value.code, caught.value.new_contract) == (400, "invalid_price", 99)
+
+
+@pytest.mark.parametrize(
+    ("answer", "advice"),
+    [(no(401, "auth_error"), "set VAST_API_KEY"), (no(400, "insufficient_credit"), "add credit")],
+    ids=["key", "credit"],
+)
+def test_a_refusal_of_the_account_says_what_to_do(answer: httpx.Response, advice: str) -> None:
+    with pytest.raises(AccountError, match=advice):
+        FakeVast(answer).client.create_instance(7, {})
+
+
+# Asking again
+
+REPEATABLE: list[tuple[str, Callable[[VastClient], object], dict[str, Any]]] = [
+    ("credit", lambda c: c.credit_usd(), {"credit": 12.5}),
+    ("search", lambda c: c.search_offers(["RTX 4090"], disk_gb=60), {"offers": []}),
+    ("list", lambda c: c.list_instances(), {"instances": [], "next_token": None}),
+    ("show", lambda c: c.show_instance(1), {"instances": None}),
+    ("relabel", lambda c: c.relabel(1, "x"), {"success": True}),
+    ("attach", lambda c: c.attach_ssh_key(1, "ssh-ed25519 x"), {"success": True}),
+    ("destroy", lambda c: c.destroy_instance(1), {"success": True}),
+    ("charges", lambda c: c.charge_of(1, since=NOW, until=NOW), {"results": [], "next_token": None}),
+]
+CALLS = [pytest.param(call, body, id=name) for name, call, body in REPEATABLE]
+
+
+@pytest.mark.parametrize("trouble", UNANSWERED)
+@pytest.mark.parametrize(("call", "body"), CALLS)
+def test_what_may_be_repeated_is_sent_again_after_a_pause(
+    call: Callable[[VastClient], object], body: dict[str, Any], trouble: httpx.Response | Exception
+) -> None:
+    vast = FakeVast(trouble, says(200, body))
+    call(vast.client)
+    assert len(vast.requests) == 2
+    assert vast.requests[0].content == vast.requests[1].content
+    assert vast.clock.slept == 1.0
+
+
+@pytest.mark.parametrize(("call", "body"), CALLS)
+def test_a_definite_no_is_not_asked_again(call: Callable[[VastClient], object], body: dict[str, Any]) -> None:
+    vast = FakeVast(no(400, "invalid_args"))
+    with pytest.raises(RefusedError):
+        call(vast.client)
+    assert len(vast.requests) == 1
+
+
+def test_a_market_that_stays_silent_is_given_half_a_minute() -> None:
+    vast = FakeVast(says(503, "maintenance"))
+    with pytest.raises(UnavailableError, match="503 maintenance"):
+        vast.client.list_instances()
+    assert len(vast.requests) == TRIES
+    assert vast.clock.slept == 1 + 2 + 4 + 8 + 16
+
+
+def test_a_market_that_cannot_be_reached_is_named_with_the_request() -> None:
+    vast = FakeVast(httpx.ConnectTimeout(""))
+    with pytest.raises(UnavailableError, match="did not answer GET /api/v0/users/current: ConnectTimeout"):
+        vast.client.credit_usd()
+
+
+def test_a_search_quota_that_is_used_up_is_no_reason_to_wait() -> None:
+    vast = FakeVast(no(429, "search_quota_exceeded", "Daily search quota exceeded"))
+    with pytest.raises(RefusedError, match="Daily search quota exceeded"):
+        vast.client.search_offers(["RTX 4090"], disk_gb=60)
+    assert len(vast.requests) == 1
+
+
+# Searching
+
+
+def an_offer_row(id_: int, usd_per_hour: float) -> dict[str, Any]:
+    return {"id": id_, "machine_id": id_, "gpu_name": "RTX 4090", "dph_total": usd_per_hour}
+
+
+def a_page(first: int, usd_per_hour: float, count: int = SEARCH_PAGE) -> httpx.Response:
+    return says(200, {"offers": [an_offer_row(first + n, usd_per_hour + n / 1000) for n in range(count)]})
+
+
+def test_a_search_asks_only_for_what_the_market_is_trusted_with() -> None:
+    vast = FakeVast(a_page(1, 0.1, count=3))
+    offers = vast.client.search_offers(["RTX 4090", "RTX 3090"], disk_gb=72.0)
+    assert [offer.id for offer in offers] == [1, 2, 3]
+    assert vast.lines == ["POST /api/v0/bundles/"]
+    assert json.loads(vast.requests[0].content) == {
+        "gpu_name": {"in": ["RTX 4090", "RTX 3090"]},
+        "rentable": {"eq": True},
+        "rented": {"eq": False},
+        "external": {"eq": False},
+        "dph_total": {"gte": 0.0},
+        "order": [["dph_total", "asc"]],
+        "type": "on-demand",
+        "limit": 64,
+        "allocated_storage": 72.0,
+    }
+
+
+def test_the_next_page_of_a_search_begins_at_the_last_price_and_nothing_is_twice() -> None:
+    vast = FakeVast(a_page(1, 0.1), a_page(64, 0.163, count=10))  # offer 64 ends one page and begins the next
+    offers = vast.client.search_offers(["RTX 4090"], disk_gb=60)
+    assert sorted(offer.id for offer in offers) == list(range(1, 74))
+    prices = [json.loads(request.content)["dph_total"]["gte"] for request in vast.requests]
+    assert prices == [0.0, pytest.approx(0.163)]
+
+
+def test_a_search_ends_when_a_page_brings_nothing_new() -> None:
+    vast = FakeVast(a_page(1, 0.1))
+    assert len(vast.client.search_offers(["RTX 4090"], disk_gb=60)) == SEARCH_PAGE
+    assert len(vast.requests) == 2
+
+
+def test_a_search_stays_within_the_markets_limit() -> None:
+    pages = iter(range(1, 100))
+    vast = FakeVast(lambda _: a_page(next(pages) * 1000, next(pages)))
+    assert len(vast.client.search_offers(["RTX 4090"], disk_gb=60)) == SEARCH_PAGE * SEARCH_PAGES
+    assert len(vast.requests) == SEARCH_PAGES
+
+
+@pytest.mark.parametrize("body", [{"offers": []}, {"offers": None}, {}], ids=["empty", "null", "missing"])
+def test_a_market_without_offers_has_none(body: dict[str, Any]) -> None:
+    assert FakeVast(says(200, body)).client.search_offers(["RTX 4090"], disk_gb=60) == []
+
+
+def test_an_offer_without_a_price_does_not_end_the_search() -> None:
+    rows = [an_offer_row(n, 0.1) for n in range(SEARCH_PAGE - 1)] + [{"id": 900, "machine_id": 900}]
+    vast = FakeVast(says(200, {"offers": rows}), says(200, {"offers": []}))
+    assert len(vast.client.search_offers(["RTX 4090"], disk_gb=60)) == SEARCH_PAGE
+
+
+# Listing and showing
+
+
+def test_the_list_is_all_pages() -> None:
+    pages = [
+        says(200, {"instances": [an_instance_row(id=1), an_instance_row(id=2)], "next_token": "t1"}),
+        says(200, {"instances": [an_instance_row(id=3)], "next_token": "t2"}),
+        says(200, {"instances": [an_instance_row(id=4)], "next_token": None}),
+    ]
+    vast = FakeVast(*pages)
+    assert [instance.id for instance in vast.client.list_instances()] == [1, 2, 3, 4]
+    assert vast.lines == ["GET /api/v1/instances/"] * 3
+    assert [request.url.params.get("after_token") for request in vast.requests] == [None, "t1", "t2"]
+    assert query_of(vast.requests[0]) == {
+        "select_filters": {},
+        "order_by": [{"col": "id", "dir": "asc"}],
+        "limit": "25",
+    }
+
+
+@pytest.mark.parametrize(
+    ("second", "error"),
+    [
+        pytest.param(says(500, "x"), UnavailableError, id="500"),
+        pytest.param(no(400, "invalid_token"), RefusedError, id="invalid-token"),
+        pytest.param(says(200, {"success": True}), UnavailableError, id="no-list"),
+        pytest.param(says(200, {"instances": None}), UnavailableError, id="null"),
+        pytest.param(says(200, "<html>"), UnavailableError, id="page"),
+    ],
+)
+def test_a_part_of_the_list_is_an_error(second: httpx.Response, error: type[VastError]) -> None:
+    vast = FakeVast(says(200, {"instances": [an_instance_row()], "next_token": "t1"}), second)
+    with pytest.raises(error):
+        vast.client.list_instances()
+
+
+def test_one_instance_is_read_by_its_id() -> None:
+    vast = FakeVast(says(200, {"instances": an_instance_row()}))
+    assert vast.client.show_instance(4242) == an_instance()
+    assert vast.lines == ["GET /api/v0/instances/4242/"]
+    assert query_of(vast.requests[0]) == {"owner": "me"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(says(200, {"instances": None}), id="null"),
+        pytest.param(no(404, "no_such_instance", "Instance 4242 not found."), id="404"),
+        pytest.param(no(404, "not_found"), id="404-not-found"),
+        pytest.param(no(400, "no_such_instance"), id="no-such-instance-as-400"),
+    ],
+)
+def test_an_unknown_instance_is_none(answer: httpx.Response) -> None:
+    assert FakeVast(answer).client.show_instance(4242) is None
+
+
+def test_a_bad_key_does_not_read_as_gone() -> None:
+    with pytest.raises(AccountError):
+        FakeVast(no(404, "", "Invalid user key")).client.show_instance(4242)
+
+
+def test_ports_that_the_read_of_one_shows_otherwise_come_from_the_list() -> None:
+    vast = FakeVast(
+        says(200, {"instances": an_instance_row(ports=[40022, 40443])}),
+        says(200, {"instances": [an_instance_row()], "next_token": None}),
+    )
+    assert vast.client.show_instance(4242) == an_instance()
+    assert vast.lines[1] == "GET /api/v1/instances/"
+    assert query_of(vast.requests[1])["select_filters"] == {"id": {"eq": 4242}}
+
+
+@pytest.mark.parametrize("ports", [None, {}], ids=["null", "empty"])
+def test_ports_that_are_not_published_yet_cost_no_second_call(ports: object) -> None:
+    vast = FakeVast(says(200, {"instances": an_instance_row(ports=ports)}))
+    shown = vast.client.show_instance(4242)
+    assert shown is not None
+    assert shown.ports == {}
+    assert len(vast.requests) == 1
+
+
+def test_an_instance_that_vanishes_between_two_reads_is_none() -> None:
+    vast = FakeVast(says(200, {"instances": an_instance_row(ports=[1])}), says(200, {"instances": []}))
+    assert vast.client.show_instance(4242) is None
+
+
+# Changing and destroying
+
+
+@pytest.mark.parametrize(
+    ("call", "line", "body"),
+    [
+        pytest.param(
+            lambda c: c.relabel(4242, "new"), "PUT /api/v0/instances/4242/", {"label": "new"}, id="relabel"
+        ),
+        pytest.param(
+            lambda c: c.attach_ssh_key(4242, "ssh-ed25519 AAAA"),
+            "POST /api/v0/instances/4242/ssh/",
+            {"ssh_key": "ssh-ed25519 AAAA"},
+            id="attach",
+        ),
+        pytest.param(lambda c: c.destroy_instance(4242), "DELETE /api/v0/instances/4242/", {}, id="destroy"),
+    ],
+)  # fmt: skip
+def test_a_change_is_sent_as_documented(call: Callable[[VastClient], object], line: str, body: dict[str, str]) -> None:
+    vast = FakeVast(says(200, {"success": True}))
+    call(vast.client)
+    assert vast.lines == [line]
+    assert json.loads(vast.requests[0].content) == body
+
+
+@pytest.mark.parametrize("code", ["not_found", "no_such_instance"])
+def test_an_instance_that_is_gone_counts_as_destroyed(code: str) -> None:
+    vast = FakeVast(no(404, code))
+    vast.client.destroy_instance(4242)
+    assert vast.lines == ["DELETE /api/v0/instances/4242/"]
+
+
+def test_a_destroy_is_tried_twice_here_for_its_caller_looks_at_the_list_in_between() -> None:
+    vast = FakeVast(says(500, "x"))
+    with pytest.raises(UnavailableError):
+        vast.client.destroy_instance(4242)
+    assert len(vast.requests) == 2
+
+
+def test_relabelling_what_is_gone_says_so() -> None:
+    with pytest.raises(NotFoundError):
+        FakeVast(no(404, "no_such_instance")).client.relabel(4242, "new")
+
+
+# The account
+
+
+@pytest.mark.parametrize(
+    ("body", "credit"), [({"credit": 12.5}, 12.5), ({"credit": "3"}, 3.0), ({"credit": None}, 0.0), ({}, 0.0)]
+)
+def test_the_credit_of_the_account(body: dict[str, Any], credit: float) -> None:
+    vast = FakeVast(says(200, body))
+    assert vast.client.credit_usd() == credit
+    assert vast.lines == ["GET /api/v0/users/current"]
+
+
+def a_charge_row(instance_id: int, **change: Any) -> dict[str, Any]:
+    items = [{"type": "gpu", "amount": 0.25}, {"type": "disk", "amount": 0.01}, {"type": "bwd", "amount": 0.04}]
+    return {"type": "instance", "source": f"instance-{instance_id}", "amount": 0.3, "items": items} | change
+
+
+def test_a_charge_is_found_on_whichever_page_it_stands() -> None:
+    vast = FakeVast(
+        says(200, {"results": [a_charge_row(1), a_charge_row(42424)], "next_token": "t1"}),
+        says(200, {"results": [a_charge_row(4242)], "next_token": None}),
+    )
+    since = NOW - timedelta(hours=8)
+    charge = vast.client.charge_of(4242, since=since, until=NOW)
+    assert charge is not None
+    assert charge.usd_by_kind == {"gpu": 0.25, "disk": 0.01, "bwd": 0.04}
+    assert vast.lines == ["GET /api/v0/charges/"] * 2
+    filters = query_of(vast.requests[0])["select_filters"]
+    assert filters["type"] == {"in": ["instance"]}
+    day = timedelta(days=1).total_seconds()
+    assert filters["day"] == {"gte": since.timestamp() - day, "lte": NOW.timestamp() + day}
+    assert vast.requests[1].url.params["after_token"] == "t1"
+
+
+@pytest.mark.parametrize(
+    ("change", "usd_by_kind"),
+    [
+        pytest.param({"items": []}, {"instance": 0.3}, id="no-items-the-total"),
+        pytest.param(
+            {"items": [{"type": "gpu", "amount": 0.1}, {"type": "gpu", "amount": "0.2"}]},
+            {"gpu": pytest.approx(0.3)},
+            id="two-items-of-a-kind-add-up",
+        ),
+        pytest.param({"items": [{"type": "sla", "amount": -0.1}]}, {"sla": -0.1}, id="a-credit-is-negative"),
+    ],
+)
+def test_the_kinds_of_a_charge(change: dict[str, Any], usd_by_kind: dict[str, Any]) -> None:
+    vast = FakeVast(says(200, {"results": [a_charge_row(4242, **change)]}))
+    charge = vast.client.charge_of(4242, since=NOW, until=NOW)
+    assert charge is not None
+    assert charge.usd_by_kind == usd_by_kind
+
+
+def test_books_that_do_not_show_it_yet_are_none_and_not_zero() -> None:
+    vast = FakeVast(says(200, {"results": [a_charge_row(1)], "next_token": None}))
+    assert vast.client.charge_of(4242, since=NOW, until=NOW) is None
+
+
+# The key and the clock
+
+
+@pytest.mark.parametrize(
+    ("call", "body"), [*CALLS, pytest.param(lambda c: c.create_instance(7, {}), {"new_contract": 1}, id="create")]
+)
+def test_the_key_travels_in_the_header_alone(call: Callable[[VastClient], object], body: dict[str, Any]) -> None:
+    vast = FakeVast(says(200, body))
+    call(vast.client)
+    for request in vast.requests:
+        assert request.headers["Authorization"] == f"Bearer {API_KEY}"
+        assert API_KEY not in str(request.url)
+        assert API_KEY.encode() not in request.content
+
+
+def test_an_error_never_repeats_the_key() -> None:
+    with pytest.raises(UnavailableError) as caught:
+        FakeVast(httpx.ConnectError("refused")).client.credit_usd()
+    assert API_KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(minutes=7), -timedelta(hours=3)], ids=str)
+def test_time_is_the_markets(ahead: timedelta) -> None:
+    vast = FakeVast(says(200, {"credit": 1}, Date=format_datetime(NOW + ahead, usegmt=True)))
+    vast.client.credit_usd()
+    assert vast.client.now() == NOW + ahead
+    vast.clock.sleep(60)
+    assert vast.client.now() == NOW + ahead + timedelta(minutes=1)
+
+
+def test_before_the_first_answer_time_is_ours() -> None:
+    assert FakeVast(says()).client.now() == NOW
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:18080", "http://127.0.0.1:18080/"])
+def test_another_market_is_asked_at_its_own_address(url: str) -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return says(200, {"credit": 1})
+
+    VastClient(API_KEY, url, transport=httpx.MockTransport(answer)).credit_usd()
+    assert asked == ["http://127.0.0.1:18080/api/v0/users/current"]
