@@ -1,0 +1,66 @@
+"""The bundle: every file that `apply` puts on a machine, and what of it differs from what is there."""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+from bootstrap.render import render_programs, render_supervisor_conf
+from bootstrap.steps import Engine, Identity
+
+LEFT_BEHIND = frozenset({"tests", "ui", "scripts", "skel", "__pycache__"})
+"""Folders of the supervisor's package that a machine has no use for."""
+
+
+def build_bundle(engine: Engine, identity: Identity, caddy_sha256: str) -> dict[str, bytes]:
+    """Return the content of every file, by its path inside `bundle/`."""
+    rendered = {
+        f"{program}/{name}": content
+        for program, files in render_programs(engine, identity, caddy_sha256).items()
+        for name, content in files.items()
+    }
+    return {**_carried(), **rendered, "supervisord.conf": render_supervisor_conf().encode()}
+
+
+def differing(bundle: Mapping[str, bytes], listing: str) -> dict[str, bytes]:
+    """Return the files that are not on the machine as they should be.
+
+    Args:
+        bundle: What should be there.
+        listing: What `sha256sum` says is there.
+    """
+    there = {path.removeprefix("./"): digest for digest, _, path in map(_fields, listing.splitlines())}
+    return {path: content for path, content in bundle.items() if there.get(path) != hashlib.sha256(content).hexdigest()}
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """Return a gzipped tar of *files*, mode 0600: secrets may be among them."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w:gz") as tar:
+        for path, content in sorted(files.items()):
+            info = tarfile.TarInfo(path)
+            info.size, info.mode = len(content), 0o600
+            tar.addfile(info, io.BytesIO(content))
+    return target.getvalue()
+
+
+def _fields(line: str) -> tuple[str, str, str]:
+    return line.partition("  ")
+
+
+@cache
+def _carried() -> dict[str, bytes]:
+    ours = {f"host/{path}": data for path, data in _walk(resources.files("bootstrap.host"))}
+    supervisor = {f"supervisor/{path}": data for path, data in _walk(resources.files("supervisor"))}
+    return {**ours, **supervisor}
+
+
+def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    for entry in folder.iterdir():
+        if entry.is_file():
+            yield prefix + entry.name, entry.read_bytes()
+        elif entry.name not in LEFT_BEHIND:
+            yield from _walk(entry, f"{prefix}{entry.name}/")

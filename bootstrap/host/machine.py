@@ -1,0 +1,223 @@
+"""What the other end of the SSH connection asks of this machine: look, make room, link, start, stop.
+
+Runs on the machine: standard library and the supervisor beside it, Python 3.10. Every command prints JSON.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESERVE_BYTES = 512 * 2**20
+"""Left free beside the weights: logs, compile caches."""
+LOG_BYTES = 65536
+HALT_SECONDS = 0.2
+HALT_TRIES = 300
+STOPPED = {"STOPPED", "EXITED", "FATAL", "BACKOFF", "UNKNOWN"}
+
+Files = list[dict[str, Any]]
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket named relative to the working directory."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=60)
+        self.path = path
+
+    def connect(self) -> None:
+        """Connect to the socket instead of a port."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class UnixTransport(xmlrpc.client.Transport):
+    """XML-RPC over such a connection."""
+
+    def make_connection(self, host: object) -> http.client.HTTPConnection:
+        """Ignore the host: there is one supervisor."""
+        return UnixConnection("supervisor.sock")
+
+
+def supervisor() -> Any:
+    """Return the supervisor's own interface."""
+    return xmlrpc.client.ServerProxy("http://localhost", transport=UnixTransport()).supervisor
+
+
+def status() -> dict[str, Any]:
+    """Return what runs, since when and from what, whether the engine answers, how the download goes."""
+    programs = {}
+    for info in supervisor().getAllProcessInfo():
+        note = Path("started", info["name"])
+        programs[info["name"]] = {
+            "state": info["statename"],
+            "pid": info["pid"],
+            "started": note.read_text().strip() if note.exists() else None,
+        }
+    return {"programs": programs, "healthy": is_healthy(), "fetch": read_json("fetch.progress.json")}
+
+
+def is_healthy() -> bool:
+    """Tell whether the engine answers 200 on its socket."""
+    connection = UnixConnection("engine.sock")
+    connection.timeout = 5
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def fetch(job: dict[str, Any]) -> dict[str, Any]:
+    """Start a download, ending another one. The job holds URLs: for our eyes alone."""
+    stop("fetch")
+    Path("fetch.progress.json").unlink(missing_ok=True)
+    write_json("fetch.json", job)
+    supervisor().startProcess("fetch", False)
+    return {}
+
+
+def open_door(state: dict[str, Any]) -> dict[str, Any]:
+    """Let requests in, and say from now on what is applied."""
+    write_json("control/state.json", state)
+    Path("closed").unlink(missing_ok=True)
+    return {}
+
+
+def halt() -> dict[str, Any]:
+    """End the supervisor and all that it runs, if there is one."""
+    with contextlib.suppress(OSError, http.client.HTTPException, xmlrpc.client.Fault):  # none, or on its way out
+        supervisor().shutdown()
+    for _ in range(HALT_TRIES):
+        with socket.socket(socket.AF_UNIX) as client:
+            if client.connect_ex("supervisor.sock"):
+                return {}
+        time.sleep(HALT_SECONDS)
+    raise SystemExit("the former supervisor does not end")
+
+
+def start(name: str) -> dict[str, Any]:
+    """Start a program from what is asked now, ending it first if it runs; return its process id."""
+    stop(name)
+    supervisor().startProcess(name, False)
+    return {"pid": supervisor().getProcessInfo(name)["pid"]}
+
+
+def stop(name: str) -> dict[str, Any]:
+    """End a program; it will not come back with the container."""
+    info = supervisor().getProcessInfo(name)
+    if info["statename"] not in STOPPED - {"BACKOFF"}:
+        try:
+            supervisor().stopProcess(name)
+        except xmlrpc.client.Fault as fault:
+            if "NOT_RUNNING" not in fault.faultString:  # it ended by itself meanwhile
+                raise
+    Path("started", name).unlink(missing_ok=True)
+    return {}
+
+
+def tail(name: str, pid: int) -> dict[str, Any]:
+    """Return the last lines that a program printed as process *pid*, whatever was started after it."""
+    log = Path("../log", f"{name}.log")
+    if not log.exists():
+        return {"lines": []}
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_BYTES))
+        text = file.read().decode(errors="replace")
+    starts = f"=== {name} starts as "
+    own = text.rpartition(f"{starts}{pid},")[2].partition(starts)[0]
+    return {"lines": own.splitlines()[1:]}
+
+
+def missing(files: Files) -> dict[str, Any]:
+    """Return which files are not there, and how many bytes the disk is short of for them."""
+    absent = [item for item in files if not Path("..", item["path"]).exists()]
+    need = sum(item["size"] for item in absent) - sum(allocated(partial(item)) for item in absent)
+    free = shutil.disk_usage("..").free
+    short = need + RESERVE_BYTES - free if absent else 0
+    return {"files": absent, "short_bytes": max(0, short), "need_bytes": need, "free_bytes": free}
+
+
+def allocated(path: Path) -> int:
+    """Return what a file takes on the disk; a partial one has holes."""
+    return path.stat().st_blocks * 512 if path.exists() else 0
+
+
+def partial(item: dict[str, Any]) -> Path:
+    """Return where a file grows; see fetch.py."""
+    path = Path("..", item["path"])
+    return path.with_name(path.name + ".part")
+
+
+def prune(files: Files) -> dict[str, Any]:
+    """Remove every model and blob but *files*: what both have stays."""
+    keep = {Path(item["path"]).name for item in files}
+    shutil.rmtree("../models", ignore_errors=True)
+    for blob in Path("../blobs").glob("*"):
+        if blob.name.partition(".")[0] not in keep:
+            blob.unlink()
+    return {}
+
+
+def link(folder: str, links: Files) -> dict[str, Any]:
+    """Make a model's folder of hard links to blobs, whole or not at all. Says whether anything changed."""
+    target, new = Path("..", folder), Path("..", folder + ".new")
+    if target.exists() and all(is_linked(target, item) for item in links):
+        return {"changed": False}
+    shutil.rmtree(new, ignore_errors=True)
+    for item in links:
+        path = new / item["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(Path("..", item["blob"]), path)
+    shutil.rmtree(target, ignore_errors=True)
+    new.replace(target)
+    return {"changed": True}
+
+
+def is_linked(target: Path, item: dict[str, Any]) -> bool:
+    """Tell whether a path of the model is the blob that it should be."""
+    path, blob = target / item["path"], Path("..", item["blob"])
+    return path.exists() and blob.exists() and path.samefile(blob)
+
+
+def read_json(path: str) -> Any:
+    """Return what stands in a file; None if it is not there."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def write_json(path: str, value: object) -> None:
+    """Put a file there, by rename."""
+    new = Path(path + ".new")
+    new.write_text(json.dumps(value))
+    new.replace(path)
+
+
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    function.__name__: function
+    for function in (status, start, stop, fetch, open_door, halt, tail, missing, prune, link)
+}
+
+
+def main(root: Path, command: str, arguments: Iterable[Any]) -> None:
+    """Run one command in the working directory of everything."""
+    os.umask(0o077)
+    os.chdir(root / "run")
+    print(json.dumps(COMMANDS[command](*arguments)))
+
+
+if __name__ == "__main__":
+    main(Path(__file__).resolve().parents[2], sys.argv[1], json.load(sys.stdin))

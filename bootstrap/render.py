@@ -1,0 +1,154 @@
+"""The text of every file that is put on a machine. Pure: a machine's own paths are found out on the machine.
+
+Layout, under `$GPU_WORKSPACE/gpu-on-demand` (default `/workspace/gpu-on-demand`), readable by its owner alone:
+
+    container.env       the container's environment as `onstart` saw it, its own id and key included; NUL-separated
+    bin/caddy-<sha256>  programs
+    blobs/<sha256>      weights, under a name only once they are checked
+    models/<digest>/    one release each: hard links to blobs
+    bundle/             what `apply` puts there: host/ (programs of ours), supervisor/ (the package), supervisord.conf,
+                        engine/ and door/, of which each file is what that program is started from
+    run/                working directory of everything: sockets, `closed`, fetch.json and its progress,
+                        started/<program> (SHA-256 of what it was started from), control/state.json
+    log/                of each program, rotated
+"""
+
+import hashlib
+import shlex
+from collections.abc import Mapping
+
+from bootstrap.door import render_door, render_door_run
+from bootstrap.steps import Engine, Identity
+
+ROOT = '"${GPU_WORKSPACE:-/workspace}/gpu-on-demand"'
+"""The root as a shell on the machine writes it."""
+
+DRAIN_SECONDS = 20
+"""What a restart of the engine grants to running requests; `apply` closes the door first."""
+
+ONSTART_CHARACTERS = 4048
+"""Source: vast-ai/docs api-reference/openapi.yaml, introduction: the limit of `onstart`."""
+
+NOWHERE = "nowhere.invalid"
+"""A domain that cannot exist (RFC 2606). vLLM takes an empty list of media domains for "all"."""
+
+
+def render_onstart() -> str:
+    """Return the script that a container runs at each start. It is public: the market's API shows it."""
+    return f"""\
+umask 077
+root={ROOT}
+mkdir -p "$root"
+env -0 >"$root/container.env.new" && mv "$root/container.env.new" "$root/container.env"
+if [ -e "$root/bundle/host/start.py" ]; then
+  python3 "$root/bundle/host/start.py" </dev/null >>"$root/onstart.log" 2>&1
+fi
+"""
+
+
+def render_supervisor_conf() -> str:
+    """Return the supervisor's configuration.
+
+    Its socket is named by way of `/proc/self/cwd`: it makes every path absolute, and a socket's may not exceed 107
+    bytes, which a workspace may well do.
+    """
+    programs = "".join(
+        _program(name, command, options)
+        for name, command, options in (
+            ("fetch", "python3 ../bundle/host/fetch.py", {"autostart": "false", "startsecs": "0"}),
+            (
+                "door",
+                "bash ../bundle/host/program.sh door",
+                {"autostart": "%(ENV_AUTOSTART_DOOR)s", "autorestart": "true", "stopwaitsecs": "25"},
+            ),
+            (
+                "engine",
+                "bash ../bundle/host/program.sh engine",
+                {"autostart": "%(ENV_AUTOSTART_ENGINE)s", "autorestart": "true", "stopwaitsecs": "30"},
+            ),
+        )
+    )
+    return f"""\
+[unix_http_server]
+file = /proc/self/cwd/supervisor.sock
+chmod = 0600
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+
+[supervisord]
+logfile = ../log/supervisor.log
+logfile_maxbytes = 1MB
+logfile_backups = 1
+pidfile = supervisor.pid
+umask = 077
+nocleanup = true
+{programs}"""
+
+
+def render_engine_run(engine: Engine) -> str:
+    """Return the script that becomes vLLM: weights from the disk, nobody asked, nothing fetched.
+
+    `--shutdown-timeout` because without it vLLM cuts running requests and may hang for ever; `VLLM_RPC_BASE_PATH`
+    because its processes talk over unix sockets under TMPDIR, whose path may be too long (both tried with 0.32).
+    """
+    arguments = ["--uds", "engine.sock", "--served-model-name", engine.served_name]
+    if engine.max_model_len is not None:
+        arguments += ["--max-model-len", str(engine.max_model_len)]
+    if engine.gpu_count > 1:
+        arguments += ["--tensor-parallel-size", str(engine.gpu_count)]
+    arguments += ["--allowed-media-domains", NOWHERE, "--shutdown-timeout", str(DRAIN_SECONDS), *engine.vllm_args]
+    return f"""\
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+export VLLM_SERVER_DEV_MODE=0 VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 VLLM_ALLOW_RUNTIME_LORA_UPDATING=0
+rm -rf engine.sock engine.ipc
+mkdir engine.ipc
+export VLLM_RPC_BASE_PATH=engine.ipc
+exec vllm serve "${{PWD%/run}}/{model_folder(engine)}" {shlex.join(arguments)}
+"""
+
+
+def render_programs(engine: Engine, identity: Identity, caddy_sha256: str) -> Mapping[str, Mapping[str, bytes]]:
+    """Return for each program the files, by name, that it is started from."""
+    door = {
+        "run": render_door_run("../" + caddy_path(caddy_sha256)),
+        "door.json": render_door(identity),
+        "certificate.pem": identity.certificate,
+        "key.pem": identity.private_key,
+    }
+    programs = {"door": door, "engine": {"run": render_engine_run(engine)}}
+    return {program: {name: text.encode() for name, text in files.items()} for program, files in programs.items()}
+
+
+def fingerprint(files: Mapping[str, bytes]) -> str:
+    """Return what `program.sh` notes when it starts a program from these files."""
+    return hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
+
+
+def model_folder(engine: Engine) -> str:
+    """Return where a release lies, from the root."""
+    return f"models/{engine.digest}"
+
+
+def blob_path(sha256: str) -> str:
+    """Return where a blob lies, from the root."""
+    return f"blobs/{sha256}"
+
+
+def caddy_path(sha256: str) -> str:
+    """Return where Caddy lies, from the root."""
+    return f"bin/caddy-{sha256}"
+
+
+def _program(name: str, command: str, options: Mapping[str, str]) -> str:
+    shared = {
+        "autorestart": "false",
+        "killasgroup": "true",
+        "redirect_stderr": "true",
+        "stdout_logfile": f"../log/{name}.log",
+        "stdout_logfile_maxbytes": "5MB",
+        "stdout_logfile_backups": "2",
+    }
+    lines = "\n".join(f"{key} = {value}" for key, value in {"command": command, **shared, **options}.items())
+    return f"\n[program:{name}]\n{lines}\n"

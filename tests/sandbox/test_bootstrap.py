@@ -1,0 +1,356 @@
+"""The bootstrap against a host with a real SSH server, supervisor, Caddy and TLS; the model server is the stub."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from bootstrap import ready, run
+from bootstrap.ssh import connect
+from bootstrap.steps import Gpu, ModelFile
+from dynamic_providers.errors import BootError, BootstrapError
+from dynamic_providers.lease.certificates import make_ca
+from tests.sandbox import blob_server
+from tests.sandbox.blob_server import BlobServer
+from tests.sandbox.bootstrap_world import CA, CONTROL, DEADLINES, NOW, PUBLIC, SCRAPE, SOON, TOKEN, World, a_world, put
+from tests.sandbox.models import write_tiny_llama
+
+InWorld = Callable[[Callable[[World], Awaitable[None]]], None]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("model"), positions=4096)
+
+
+@pytest.fixture
+def in_world(tmp_path: Path, model: Path) -> Iterator[InWorld]:
+    """Run an async test against a machine that has just come up."""
+    with BlobServer() as store:
+
+        async def play(test: Callable[[World], Awaitable[None]]) -> None:
+            async with a_world(tmp_path, store, model) as world:
+                await test(world)
+
+        yield lambda test: asyncio.run(play(test))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[tuple[asyncio.Runner, World]]:
+    with BlobServer() as store, asyncio.Runner() as runner:
+        context = a_world(tmp_path_factory.mktemp("shared"), store, model)
+        world = runner.run(context.__aenter__())
+        try:
+            yield runner, world
+        finally:
+            runner.run(context.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def in_serving_world(shared: tuple[asyncio.Runner, World]) -> InWorld:
+    """Run an async test against a machine that serves, the same for all of them."""
+    runner, world = shared
+    engine, identity = world.engine, world.identity
+
+    async def play(test: Callable[[World], Awaitable[None]]) -> None:
+        world.engine, world.identity = engine, identity
+        try:
+            await world.apply()
+            await test(world)
+        finally:
+            world.engine, world.identity = engine, identity
+
+    return lambda test: runner.run(play(test))
+
+
+def test_from_a_bare_machine_to_the_first_token(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        applied = await world.apply()
+        assert applied.changed
+        assert set(applied.phases) == {"weights", "engine"}
+        assert 0 < await world.first_token() < SOON.total_seconds()
+        state = await asyncio.to_thread(ready.read_state, world.endpoint, CA, CONTROL, timeout=SOON)
+        assert state == {"settings": world.engine.settings_hash(), "instance": "7"}
+        async with await connect(world.target(), deadline=SOON) as machine:
+            assert await run.read_settings_hash(machine) == world.engine.settings_hash()
+            assert await run.inspect_gpus(machine) == (Gpu("NVIDIA GeForce RTX 4090", 24564),)
+
+    in_world(test)
+
+
+def test_a_second_run_changes_and_restarts_nothing(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        pids, files, requests = await world.pids(), snapshot(world), dict(world.store.requests)
+        assert not (await world.apply()).changed
+        assert (await world.pids(), snapshot(world), dict(world.store.requests)) == (pids, files, requests)
+
+    in_serving_world(test)
+
+
+def snapshot(world: World) -> dict[str, tuple[int, int]]:
+    """What lies there but logs and caches, with inode and time of the last change."""
+    paths = [p for part in ("bin", "blobs", "models", "bundle", "run/started") for p in (world.root / part).rglob("*")]
+    stats = {str(path): path.stat() for path in paths if path.is_file() and "__pycache__" not in str(path)}
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+def test_no_secret_is_an_argument_or_in_a_log_or_readable_by_others(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        await world.first_token()
+        await world.ask("GET", "/v1/models", None, headers={"x-api-key": TOKEN})
+        await world.ask("GET", f"/v1/models?api_key={TOKEN}")
+        await world.sh("for i in $(seq 50); do grep -q /v1/models ../log/door.log && break; sleep 0.1; done")
+        secrets = [TOKEN, SCRAPE, CONTROL, world.identity.private_key[60:100], blob_server.SIGNATURE[-16:]]
+        logs = {path: path.read_text() for path in (world.root / "log").iterdir()}
+        assert {path.name for path in logs} >= {"door.log", "engine.log", "fetch.log", "supervisor.log"}
+        assert "/v1/models" in logs[world.root / "log/door.log"]
+        assert not [path for path, text in logs.items() if any(secret in text for secret in secrets)]
+        open_to_others = [
+            path for path in world.root.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o077
+        ]
+        assert not open_to_others
+
+    in_serving_world(test)
+
+
+def test_nothing_listens_but_the_door_and_nobody_inherits_the_account_key(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        pids = (await world.pids()).values()
+        listening = await world.sh("cat /proc/net/tcp /proc/net/tcp6 | awk '$4 == \"0A\" {print $2, $10}'")
+        inodes = {line.split()[1]: line.split()[0] for line in listening.splitlines()}
+        held = await world.sh(
+            f"ls -l {' '.join(f'/proc/{pid}/fd' for pid in pids)} | grep -o 'socket:\\[[0-9]*' || true"
+        )
+        ports = [inodes[inode] for line in held.splitlines() if (inode := line.partition("[")[2]) in inodes]
+        assert [int(port.partition(":")[2], 16) for port in ports] == [8443]
+        for pid in pids:
+            assert "the-machines-own-key" not in Path(f"/proc/{pid}/environ").read_text()
+        assert b"CONTAINER_API_KEY=the-machines-own-key" in (world.root / "container.env").read_bytes()
+
+    in_serving_world(test)
+
+
+def test_a_container_that_restarts_serves_again_by_itself(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        await world.apply()
+        await world.hosts.stop(7)
+        with pytest.raises(BootError, match="first token: none from"):
+            await world.first_token(deadline=timedelta(seconds=1))
+        assert await asyncio.to_thread(ready.read_state, world.endpoint, CA, CONTROL, timeout=SOON) is None
+        await world.hosts.start(world.spec)
+        await world.first_token()
+        assert not (await world.apply()).changed
+
+    in_world(test)
+
+
+def test_a_bad_argument_fails_at_once_and_the_former_engine_comes_back(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        bad = replace(world.engine, vllm_args=("--no-such-flag",))
+        began = time.monotonic()
+        with pytest.raises(BootstrapError, match="engine: vLLM ended at its start") as caught:
+            await world.apply(bad)
+        assert time.monotonic() - began < 10
+        assert "unrecognized arguments: --no-such-flag" in caught.value.output
+        async with await connect(world.target(), deadline=SOON) as machine:
+            assert await run.read_settings_hash(machine) is None
+        assert (await world.ask("POST", "/v1/completions", json={})).status_code == 503
+        assert (await world.apply()).changed
+        await world.first_token()
+
+    in_serving_world(test)
+
+
+def test_another_release_takes_over_and_shared_blobs_are_not_fetched_again(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        door = (await world.pids())["door"]
+        note = put(world.store, b"a note")
+        files = (*world.engine.files, ModelFile("docs/README.md", 6, note))
+        world.engine = replace(world.engine, release="tiny@sha256:" + "cd" * 32, served_name="tiny-2", files=files)
+        before = world.store.requests.copy()
+        assert (await world.apply()).changed
+        await world.first_token()
+        assert dict(world.store.requests - before) == {note: 1}
+        assert (await world.pids())["door"] == door
+        assert (world.root / "models" / ("cd" * 32) / "docs/README.md").read_bytes() == b"a note"
+
+    in_serving_world(test)
+
+
+def test_new_tokens_restart_the_door_alone(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        before = await world.pids()
+        world.identity = replace(world.identity, tokens={"default": "another-token"})
+        assert (await world.apply()).changed
+        after = await world.pids()
+        assert after["engine"] == before["engine"]
+        assert after["door"] != before["door"]
+        await world.first_token("another-token")
+        assert (await world.ask("GET", "/v1/models")).status_code == 401
+
+    in_serving_world(test)
+
+
+def test_an_apply_that_was_cut_off_goes_on_and_its_download_lived_on(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        largest = max(world.engine.files, key=lambda file: file.size).sha256
+        world.store.faults[largest] = [blob_server.cut, blob_server.busy, blob_server.busy]
+        first = asyncio.create_task(world.apply())
+        while not any(phase == "weights" for phase, _ in world.told):
+            await asyncio.sleep(0.05)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert (await world.apply()).changed
+        await world.first_token()
+        assert world.store.requests[world.caddy.sha256] == 2  # two segments, each fetched once
+        assert world.store.bytes_sent[largest] < world.store.blobs[largest].__len__()
+
+    in_world(test)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        pytest.param(blob_server.spoil, "note.txt.*not what its manifest says", id="corrupt"),
+        pytest.param(blob_server.expired, "note.txt.*refuses the URL: AccessDenied", id="expired"),
+    ],
+)
+def test_weights_that_cannot_be_had_fail_by_name_and_cut_nobody(
+    in_serving_world: InWorld, fault: blob_server.Fault, said: str
+) -> None:
+    async def test(world: World) -> None:
+        former, note = world.engine, add_file(world, said.encode())
+        world.store.faults[note] = [fault] * 2
+        with pytest.raises(BootstrapError, match=said) as caught:
+            await world.apply()
+        assert blob_server.SIGNATURE not in str(caught.value)
+        world.engine = former
+        await world.first_token()
+
+    in_serving_world(test)
+
+
+def add_file(world: World, content: bytes) -> str:
+    note = put(world.store, content)
+    world.engine = replace(world.engine, files=(*world.engine.files, ModelFile("note.txt", len(content), note)))
+    return note
+
+
+def test_a_missed_deadline_is_the_hosts_fault(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        note = add_file(world, b"comes late")
+        world.store.faults[note] = [blob_server.busy] * 20
+        with pytest.raises(BootError, match=r"weights: missed its deadline: .* MB") as weights:
+            await world.apply(deadlines=replace(DEADLINES, weights=timedelta(seconds=1)))
+        assert weights.value.phase == "weights"
+        assert any("MB" in text for phase, text in world.told if phase == "weights")
+        world.store.faults.clear()
+        world.engine = replace(world.engine, max_model_len=1024)
+        with pytest.raises(BootError, match="engine: not up after 0 s") as engine:
+            await world.apply(deadlines=replace(DEADLINES, engine=timedelta(0)))
+        assert engine.value.phase == "engine"
+
+    in_serving_world(test)
+
+
+def test_a_closed_door_says_so_and_cuts_nobody(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        question = {"model": "tiny", "prompt": "Hello", "max_tokens": 150, "stream": True, "ignore_eos": True}
+        stream = asyncio.create_task(world.ask("POST", "/v1/completions", json=question))
+        await asyncio.sleep(0.3)
+        async with await connect(world.target(), deadline=SOON) as machine:
+            await run.close_door(machine)
+            await run.close_door(machine)
+        refused = await world.ask("GET", "/v1/models")
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"].isdigit()
+        assert refused.json()["error"]["code"] == "closed"
+        assert (await world.ask("GET", "/metrics/vllm", SCRAPE)).status_code == 200
+        assert not stream.done()
+        assert (await stream).text.endswith("data: [DONE]\n\n")
+        assert not (await world.apply()).changed
+        await world.first_token()
+
+    in_serving_world(test)
+
+
+def test_a_bare_machine_has_no_door_to_close_and_no_settings(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        async with await connect(world.target(), deadline=SOON) as machine:
+            await run.close_door(machine)
+            assert await run.read_settings_hash(machine) is None
+
+    in_world(test)
+
+
+def test_tokens_reach_the_client_as_they_are_made(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        question = {"model": "tiny", "prompt": "Hello", "max_tokens": 60, "stream": True, "ignore_eos": True}
+        async with world.client() as client:
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            async with client.stream("POST", "/v1/completions", json=question, headers=headers) as answer:
+                arrivals = [time.monotonic() async for line in answer.aiter_lines() if line.startswith("data:")]
+        assert len(arrivals) > 50
+        assert arrivals[-1] - arrivals[0] > 0.3  # 100 tokens a second: held back, they would all come at once
+
+    in_serving_world(test)
+
+
+def test_a_changed_host_key_is_refused_at_once(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        async with await connect(world.target(), deadline=SOON) as machine:
+            seen = machine.host_key
+        async with await connect(world.target(seen + " a comment"), deadline=SOON) as machine:
+            assert machine.host_key == seen
+        other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
+        began = time.monotonic()
+        with pytest.raises(BootError, match="another host key"):
+            await connect(world.target(other), deadline=SOON)
+        assert time.monotonic() - began < 5
+
+    in_serving_world(test)
+
+
+def test_login_waits_for_our_key_and_gives_up_in_time(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        await world.hosts.authorize(7, [])
+        with pytest.raises(BootError, match=r"ssh: no login at .* within 1 s"):
+            await connect(world.target(), deadline=timedelta(seconds=1))
+        waiting = asyncio.create_task(connect(world.target(), deadline=SOON))
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+        await world.hosts.authorize(7, [PUBLIC])
+        async with await waiting as machine:
+            assert (await machine.run("echo hello; exit 3")).exit_status == 3
+
+    in_world(test)
+
+
+def test_a_connection_that_broke_is_made_again(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        async with await connect(world.target(), deadline=SOON) as machine:
+            machine._connection.abort()
+            assert (await machine.run("cat", stdin=b"still here")).stdout == "still here"
+
+    in_serving_world(test)
+
+
+def test_the_first_token_is_refused_by_wrong_names_and_from_strangers(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        with pytest.raises(BootstrapError, match="first token: HTTP 401"):
+            await world.first_token("a-wrong-token")
+        with pytest.raises(BootstrapError, match="first token: HTTP 404"):
+            await world.first_token(served_name="another")
+        stranger = make_ca("22" * 32, NOW)
+        with pytest.raises(BootError, match="another machine answers"):
+            await world.first_token(ca=stranger)
+        assert await asyncio.to_thread(ready.read_state, world.endpoint, stranger, CONTROL, timeout=SOON) is None
+        assert await asyncio.to_thread(ready.read_state, world.endpoint, CA, TOKEN, timeout=SOON) is None
+
+    in_serving_world(test)

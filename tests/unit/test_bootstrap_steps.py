@@ -1,0 +1,143 @@
+"""What is asked of a machine, and what is refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from bootstrap.steps import (
+    Engine,
+    Gpu,
+    Identity,
+    ModelFile,
+    is_host_fault,
+    parse_gpus,
+    redact,
+    refused_args,
+    render_progress,
+    telling_lines,
+)
+
+ENGINE = Engine("tiny@sha256:" + "ab" * 32, "tiny", (ModelFile("config.json", 2, "cd" * 32),))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"release": "tiny@sha256:" + "ba" * 32},
+        {"served_name": "other"},
+        {"vllm_args": ("--enforce-eager",)},
+        {"max_model_len": 4096},
+        {"gpu_count": 2},
+        {"clients": ("default", "second")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_setting_counts_in_the_hash(change: dict[str, object]) -> None:
+    assert replace(ENGINE, **change).settings_hash() != ENGINE.settings_hash()  # type: ignore[arg-type]
+
+
+def test_the_hash_needs_no_manifest() -> None:
+    assert replace(ENGINE, files=()).settings_hash() == ENGINE.settings_hash()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../key.pem", "a/../../b"])
+def test_a_file_may_not_leave_its_models_folder(path: str) -> None:
+    with pytest.raises(ValueError, match="leads out"):
+        ModelFile(path, 1, "ab" * 32)
+
+
+def test_a_repr_tells_no_secret() -> None:
+    identity = Identity("7", "certificate", "the-key", {"default": "token-a"}, "token-b", "token-c")
+    assert not [secret for secret in identity.secrets() if secret in repr(identity)]
+
+
+@pytest.mark.parametrize(
+    ("args", "flags"),
+    [
+        pytest.param(["--enable-prefix-caching"], [], id="harmless"),
+        pytest.param(["--dtype", "half", "--max-num-seqs=4", "-O1", "-cc.mode=none"], [], id="harmless-with-values"),
+        pytest.param(["--reasoning-parser", "qwen3"], [], id="begins-like-a-refused-one"),
+        pytest.param(["--tool-call-parser", "hermes", "--enable-auto-tool-choice"], [], id="tools"),
+        pytest.param(["--config-format", "auto"], [], id="longer-than-a-refused-one"),
+        pytest.param(["--seed", "-1"], [], id="negative-number"),
+        pytest.param(["--load-format", "auto"], [], id="local-load-format"),
+        pytest.param(["--load-format", "runai_streamer"], ["--load-format runai_streamer"], id="load-from-network"),
+        pytest.param(["--load_format=tensorizer"], ["--load-format tensorizer"], id="load-from-network-spelled-other"),
+        pytest.param(["--trust-remote-code"], ["--trust-remote-code"], id="remote-code"),
+        pytest.param(["--trust_remote_code"], ["--trust_remote_code"], id="underscores"),
+        pytest.param(["--trust-rem"], ["--trust-rem"], id="abbreviated"),
+        pytest.param(["--host", "0.0.0.0", "--port=80"], ["--host", "--port"], id="every-one-is-named"),
+        pytest.param(["--uds=x"], ["--uds"], id="socket"),
+        pytest.param(["--api-key", "k"], ["--api-key"], id="api-key"),
+        pytest.param(["--ssl-certfile", "x"], ["--ssl-certfile"], id="tls"),
+        pytest.param(["--served-model-name", "x"], ["--served-model-name"], id="name"),
+        pytest.param(["--model", "x"], ["--model"], id="model"),
+        pytest.param(["--max-model-len", "8"], ["--max-model-len"], id="context"),
+        pytest.param(["-tp", "2"], ["-tp"], id="short"),
+        pytest.param(["-tp2"], ["-tp2"], id="short-with-value"),
+        pytest.param(["--kv-events-config.publisher=zmq"], ["--kv-events-config.publisher"], id="json-by-dots"),
+        pytest.param(["--allowed-media-domains", "a.b"], ["--allowed-media-domains"], id="media"),
+        pytest.param(["--disable-log-stats"], ["--disable-log-stats"], id="no-metrics"),
+    ],
+)
+def test_arguments_that_undo_the_machine_are_refused_with_the_reason(args: list[str], flags: list[str]) -> None:
+    problems = refused_args(args)
+    assert [problem.partition(" is not taken: ")[0] for problem in problems] == flags
+    assert all(problem.partition(" is not taken: ")[2] for problem in problems)
+
+
+def test_gpus_are_read_as_the_driver_prints_them() -> None:
+    assert parse_gpus("NVIDIA GeForce RTX 4090, 24564\n\nA, B, 1\n") == (
+        Gpu("NVIDIA GeForce RTX 4090", 24564),
+        Gpu("A, B", 1),
+    )
+    with pytest.raises(ValueError, match="invalid literal"):
+        parse_gpus("NVIDIA-SMI has failed")
+
+
+def test_secrets_and_signatures_are_blotted_out() -> None:
+    text = "token-a at https://store/bucket/blob?X-Amz-Signature=abc&x=1 and http://plain/ token-a"
+    assert redact(text, ["token-a", ""]) == "*** at https://store/bucket/blob?*** and http://plain/ ***"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        pytest.param((1.2e9, 16.1e9, 410e6), "1.2 of 16.1 GB, 410 MB/s, 36 s left", id="large"),
+        pytest.param((3e6, 52e6, 7e6), "3.0 of 52.0 MB, 7 MB/s, 7 s left", id="small"),
+        pytest.param((0, 16.1e9, 0), "0.0 of 16.1 GB", id="stalled"),
+    ],
+)
+def test_progress_is_one_short_line(numbers: tuple[int, int, float], text: str) -> None:
+    assert render_progress(*numbers) == text
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("RuntimeError: No CUDA GPUs are available", True),
+        ("torch.AcceleratorError: CUDA error: unknown error", True),
+        ("The NVIDIA driver on your system is too old; CUDA driver version is insufficient for", True),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", False),
+        ("vllm: error: unrecognized arguments: --no-such-flag", False),
+    ],
+)
+def test_a_broken_driver_is_the_hosts_fault_and_a_bad_argument_is_not(output: str, expected: bool) -> None:
+    assert is_host_fault(output) is expected
+
+
+def test_of_a_long_log_the_errors_and_the_end_are_told() -> None:
+    cause = "(EngineCore) ValueError: max_model_len is greater than the model allows"
+    log = [
+        "INFO loading",
+        cause,
+        *(f'  File "{n}.py", line {n}, in f' for n in range(50)),
+        cause,
+        "RuntimeError: failed",
+    ]
+    told = telling_lines(log)
+    assert told[0] == cause
+    assert told[-2:] == [cause, "RuntimeError: failed"]
+    assert len(told) == 9
+    assert telling_lines(["vllm: error: unrecognized arguments: --x"]) == ["vllm: error: unrecognized arguments: --x"]
+    assert telling_lines([]) == []
