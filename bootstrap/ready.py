@@ -1,7 +1,11 @@
 """Ask a machine from outside, as its clients do: over TLS verified against the fleet's authority and nothing else."""
 
+import asyncio
+import math
 import ssl
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -15,15 +19,16 @@ REQUEST_TIMEOUT = timedelta(seconds=30)
 NOT_YET = frozenset({500, 502, 503, 504})
 
 
-def first_token(
+async def first_token(
     endpoint: str,
     ca_certificate: str,
     token: str,
     served_name: str,
     *,
     deadline: timedelta,
+    embeds: bool = False,
 ) -> float:
-    """Have one token generated through the front door; return the seconds that it took, tries included.
+    """Have one token generated through the front door, or one vector; return the seconds it took, tries included.
 
     Args:
         endpoint: `https://IP:PORT`.
@@ -31,64 +36,117 @@ def first_token(
         token: A client's.
         served_name: The model to ask for.
         deadline: Until then a machine that is not up yet is asked again.
+        embeds: The model answers with vectors: `Engine.embeds`.
 
     Raises:
         BootError: Not within the deadline, or somebody else answers there.
         BootstrapError: The machine answers, and what it says will not get better.
     """
     began = time.monotonic()
-    question = {"model": served_name, "prompt": "Hello", "max_tokens": 1}
-    with _client(ca_certificate, REQUEST_TIMEOUT) as client:
+    question = _vector_question(served_name) if embeds else _token_question(served_name)
+    async with _client(ca_certificate, REQUEST_TIMEOUT) as client:
         while True:
-            seen = _ask(client, endpoint, token, question)
+            seen = await _ask(client, endpoint, token, question)
             seconds = time.monotonic() - began
             if seen is None:
                 return seconds
             if seconds + RETRY_SECONDS > deadline.total_seconds():
                 raise BootError("first token", f"none from {endpoint} within {seconds:.0f} s: {seen}")
-            time.sleep(RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
-def read_state(endpoint: str, ca_certificate: str, control_token: str, *, timeout: timedelta) -> dict[str, Any] | None:
+async def read_state(
+    endpoint: str, ca_certificate: str, control_token: str, *, timeout: timedelta
+) -> dict[str, Any] | None:
     """Return what the machine says of itself, `{"settings": hash, "instance": id}`; None if it cannot be asked."""
     try:
-        with _client(ca_certificate, timeout) as client:
-            answer = client.get(f"{endpoint}/control/state", headers={"Authorization": f"Bearer {control_token}"})
+        async with _client(ca_certificate, timeout) as client:
+            answer = await client.get(f"{endpoint}/control/state", headers={"Authorization": f"Bearer {control_token}"})
             state = answer.json() if answer.status_code == 200 else None
     except (httpx.HTTPError, ValueError):
         return None
     return state if isinstance(state, dict) else None
 
 
-def _client(ca_certificate: str, timeout: timedelta) -> httpx.Client:
+def _client(ca_certificate: str, timeout: timedelta) -> httpx.AsyncClient:
     # The operator's proxies and certificates have no say in this: the machine is known by the fleet's key.
     context = ssl.create_default_context(cadata=ca_certificate)
-    return httpx.Client(verify=context, timeout=timeout.total_seconds(), trust_env=False)
+    return httpx.AsyncClient(verify=context, timeout=timeout.total_seconds(), trust_env=False)
 
 
-def _ask(client: httpx.Client, endpoint: str, token: str, question: dict[str, Any]) -> str | None:
-    """Return why there is no token yet; None if there is one."""
+@dataclass(frozen=True)
+class _Question:
+    """What is asked, and how its answer is known.
+
+    Attributes:
+        hint: What to change where the engine has no such path.
+    """
+
+    path: str
+    body: dict[str, Any]
+    wanted: str
+    is_answer: Callable[[dict[str, Any]], bool]
+    hint: str
+
+
+def _token_question(served_name: str) -> _Question:
+    return _Question(
+        "/v1/completions",
+        {"model": served_name, "prompt": "Hello", "max_tokens": 1},
+        "completion",
+        lambda body: bool(body.get("choices")),
+        "this model does not write text; if it embeds, write vllm_args: [--runner, pooling] under `model`",
+    )
+
+
+def _vector_question(served_name: str) -> _Question:
+    return _Question(
+        "/v1/embeddings",
+        {"model": served_name, "input": "Hello"},
+        "vector",
+        _has_vector,
+        "this model does not embed; take `--runner` and `--convert` out of model.vllm_args, or serve another model",
+    )
+
+
+def _has_vector(body: dict[str, Any]) -> bool:
     try:
-        answer = client.post(f"{endpoint}/v1/completions", json=question, headers={"Authorization": f"Bearer {token}"})
+        vector = body["data"][0]["embedding"]
+        # Weights that overflow their type make a vector of NaN, with HTTP 200.
+        return bool(vector) and all(math.isfinite(value) for value in vector)
+    except (LookupError, TypeError):
+        return False
+
+
+async def _ask(client: httpx.AsyncClient, endpoint: str, token: str, question: _Question) -> str | None:
+    """Return why there is no answer yet; None if there is one."""
+    try:
+        answer = await client.post(
+            f"{endpoint}{question.path}", json=question.body, headers={"Authorization": f"Bearer {token}"}
+        )
     except httpx.TransportError as error:
         if isinstance(_root(error), ssl.SSLCertVerificationError):
             raise BootError("first token", f"another machine answers at {endpoint}: {error}") from error
         return str(error) or type(error).__name__
     if answer.status_code in NOT_YET:
         return f"HTTP {answer.status_code}"
+    body = _json_object(answer)
     if answer.status_code != 200:
-        raise BootstrapError("first token", f"HTTP {answer.status_code} from the front door", output=answer.text[:2000])
-    if not _is_completion(answer):
-        raise BootstrapError("first token", "the answer is no completion", output=answer.text[:2000])
+        # vLLM's framework says this of a path that the served model has not; of another model's name it says more.
+        hint = f"; {question.hint}" if body == {"detail": "Not Found"} else ""
+        message = f"HTTP {answer.status_code} from the front door{hint}"
+        raise BootstrapError("first token", message, output=answer.text[:2000])
+    if not question.is_answer(body):
+        raise BootstrapError("first token", f"the answer is no {question.wanted}", output=answer.text[:2000])
     return None
 
 
-def _is_completion(answer: httpx.Response) -> bool:
+def _json_object(answer: httpx.Response) -> dict[str, Any]:
     try:
         body = answer.json()
     except ValueError:
-        return False
-    return isinstance(body, dict) and bool(body.get("choices"))
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def _root(error: BaseException) -> BaseException:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 BUNDLE_VERSION = 1
@@ -61,6 +62,11 @@ class Engine:
     def digest(self) -> str:
         """The release's digest, hex."""
         return self.release.rpartition(":")[2]
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it answers with vectors instead of text."""
+        return asks_for_vectors(self.vllm_args)
 
     def settings_hash(self) -> str:
         """Return the SHA-256, hex, of all this and of the bundle's version; a machine reports it as applied.
@@ -221,6 +227,27 @@ def _meant(flag: str) -> str | None:
     # `--kv-events-config.publisher=x` is vLLM's way into a JSON argument: the flag is what stands before the dot.
     flag = flag.partition(".")[0]
     return next((refused for refused in _REFUSED if len(flag) > len("--") and refused.startswith(flag)), None)
+
+
+def asks_for_vectors(args: Sequence[str]) -> bool:
+    """Tell whether vLLM, started with these arguments, answers `/v1/embeddings` and no completions, or the reverse.
+
+    What it would find out by itself from the model's files counts as text: who wants vectors says `--runner pooling`.
+    Source: vLLM 0.32, config/model.py `_get_runner_type`: `--runner` counts before `--convert`.
+    """
+    runner = _value_of(args, "--runner", shortest="--ru") or "auto"
+    return runner == "pooling" or (runner == "auto" and _value_of(args, "--convert", shortest="--conv") == "embed")
+
+
+def _value_of(args: Sequence[str], flag: str, *, shortest: str) -> str | None:
+    """Return what *flag* is set to, the last one counting, in any spelling that argparse takes; None if it is not."""
+    found = None
+    for arg, following in pairwise([*args, ""]):
+        name, has_value, value = arg.partition("=")
+        name = name.replace("_", "-")
+        if name.startswith(shortest) and flag.startswith(name):
+            found = value if has_value else following
+    return found
 
 
 _HOST_FAULTS = re.compile(

@@ -7,6 +7,7 @@ the environment is current (pulumi/pulumi#18756).
 import os
 from collections.abc import Callable
 
+from dynamic_providers.clock import Clock
 from dynamic_providers.errors import ConfigError
 from dynamic_providers.store.client import AccessKeys, Store
 from dynamic_providers.vast.client import URL, VastClient
@@ -16,7 +17,7 @@ ReadConfig = Callable[[str], str | None]
 """Returns the stack's config value of a key, decrypted; None where there is none."""
 
 
-def vast_client(read_config: ReadConfig) -> VastClient:
+def vast_client(read_config: ReadConfig, clock: Clock | None = None) -> VastClient:
     """Return a client for the account whose key is at hand; `VAST_URL` turns it to another market.
 
     Raises:
@@ -30,7 +31,7 @@ def vast_client(read_config: ReadConfig) -> VastClient:
                 "or store it encrypted: pulumi config set --secret vast_api_key"
             ]
         )
-    return VastClient(key, os.environ.get("VAST_URL") or URL)
+    return VastClient(key, os.environ.get("VAST_URL") or URL, clock=clock)
 
 
 def open_store(address: StoreAddress, read_config: ReadConfig) -> Store:

@@ -14,6 +14,7 @@ StackError
 │   ├── MismatchError          rented is not what was asked
 │   └── BootError              a phase missed its deadline or failed for the host's reasons
 ├── BootstrapError         what we asked for does not run: step, last lines of its output
+├── StoppedError           told to stop, or the engine is gone: what was rented has been given back
 └── LeakError              still billing and we could not end it: a human must; holds the command
 """
 
@@ -129,6 +130,18 @@ class BootstrapError(StackError):
         if self.output:
             text += "\n" + "\n".join(f"  | {line}" for line in self.output.splitlines())
         super().__init__(text)
+
+
+class StoppedError(StackError):
+    """This run is not wanted any more.
+
+    Args:
+        reason: Who says so.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"stopped: {reason}")
 
 
 class LeakError(StackError):

@@ -73,6 +73,14 @@ class Label:
         """Return the label of the same lease, serving."""
         return replace(self, phase=Phase.READY)
 
+    def is_of_same_run_as(self, other: Self) -> bool:
+        """Say whether one run of one lease wrote both."""
+        return (self.fleet_id, self.uid, self.run) == (other.fleet_id, other.uid, other.run)
+
+    def is_of_later_run_than(self, other: Self) -> bool:
+        """Say whether a run that began after the other's has taken charge of the machine."""
+        return (len(self.run), self.run) > (len(other.run), other.run)
+
 
 def parse_label(text: str | None) -> Label | None:
     """Return what the label says, None if it is not ours or cannot be read (ask `is_ours`)."""

@@ -100,7 +100,9 @@ class VastClient:
             }
             rows = self._read("POST", "/api/v0/bundles/", json=query).get("offers") or []
             before = len(offers)
-            offers |= {offer.id: offer for offer in map(Offer.from_api, rows)}
+            # What has no id cannot be rented; what has no machine could not be avoided.
+            named = [row for row in rows if row.get("id") and row.get("machine_id")]
+            offers |= {offer.id: offer for offer in map(Offer.from_api, named)}
             if len(rows) < SEARCH_PAGE or len(offers) == before:
                 break
             cheapest = max((o.usd_per_hour for o in offers.values() if isfinite(o.usd_per_hour)), default=cheapest)
@@ -122,7 +124,10 @@ class VastClient:
 
     def list_instances(self) -> list[Instance]:
         """Return every instance of the account. All pages, or an error: a part would look like 'gone'."""
-        return [Instance.from_api(row) for row in self._list_rows({})]
+        try:
+            return [Instance.from_api(row) for row in self._list_rows({})]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnavailableError(f"vast.ai's list of instances has a row that cannot be read: {error!r}") from error
 
     def show_instance(self, instance_id: int) -> Instance | None:
         """Return one instance, None if the market does not know it (yet, or any more)."""
@@ -140,8 +145,12 @@ class VastClient:
         self._read("PUT", f"/api/v0/instances/{instance_id}/", json={"label": label})
 
     def attach_ssh_key(self, instance_id: int, public_key: str) -> None:
-        """Let *public_key* log in as root."""
-        self._read("POST", f"/api/v0/instances/{instance_id}/ssh/", json={"ssh_key": public_key})
+        """Let *public_key* log in as root; one that may already is fine."""
+        try:
+            self._read("POST", f"/api/v0/instances/{instance_id}/ssh/", json={"ssh_key": public_key})
+        except RefusedError as error:
+            if "duplicate" not in str(error).lower():
+                raise
 
     def destroy_instance(self, instance_id: int) -> None:
         """Ask for an instance to be destroyed; one that is gone counts as destroyed."""

@@ -8,11 +8,11 @@ read     gone only on a definite answer; else whether it runs, and the settings 
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from bootstrap import ready, render, run, ssh
 from bootstrap.steps import Deadlines, Engine, Grant, Identity, ModelFile
@@ -23,6 +23,7 @@ from dynamic_providers.errors import (
     MismatchError,
     NoOfferError,
     StackError,
+    StoppedError,
 )
 from dynamic_providers.lease import keys
 from dynamic_providers.lease.certificates import sign_leaf, ssh_keypair
@@ -44,6 +45,10 @@ from dynamic_providers.vast.rent import (
 )
 from dynamic_providers.vast.request import MachineRequest
 
+Result = TypeVar("Result")
+
+STOP_LOOK_SECONDS = 0.25
+"""Between looks whether a run that works over SSH is still wanted."""
 URL_LIFE = timedelta(hours=2)
 """Longer than any sensible boot deadline, so that a resumed download finds its URLs valid."""
 DOOR_PATIENCE = timedelta(seconds=5)
@@ -81,7 +86,7 @@ def create(world: World, store: Store, request: MachineRequest) -> tuple[str, di
             text = f"{error}\n  before that: {failure}" if failure else str(error)
             raise NoOfferError(text, error.turned_away) from error
         try:
-            with given_back_on_error(world, rental.instance_id):
+            with given_back_on_error(world, rental):
                 instance = read_back(world, request, rental)
                 outputs = _bring_up(world, store, request, instance, rental.label, files, boot)
                 give_back_twins(world, request, keep=instance.id)
@@ -104,7 +109,7 @@ def update(
     Raises:
         StackError: The former settings serve again, or the error says that they do not.
     """
-    new_files, old_files = _files(store, news), _files(store, olds)
+    files = _files(store, news)
     instance = world.client.show_instance(instance_id)
     if instance is None or instance.status != "running":
         raise BootError("engine", f"instance {instance_id} does not run now: run `pulumi up` again to replace it")
@@ -114,13 +119,15 @@ def update(
     label = replace(fresh, expires_at=old_label.expires_at + longer)
     try:
         boot = Boot(world, news.terms.boot_minutes)
-        return _bring_up(world, store, news, instance, label, new_files, boot, host_key)
+        return _bring_up(world, store, news, instance, label, files, boot, host_key)
+    except StoppedError as error:
+        raise StoppedError(f"{error.reason}; the change is half done: run `pulumi up` again, and it goes on") from error
     except StackError as error:
         world.say(f"the change failed ({_first_line(error)}): putting the former settings back")
         try:
             boot = Boot(world, olds.terms.boot_minutes)
             back = replace(fresh, expires_at=old_label.expires_at, idle_minutes=old_label.idle_minutes)
-            _bring_up(world, store, olds, instance, back, old_files, boot, host_key)
+            _bring_up(world, store, olds, instance, back, _files(store, olds), boot, host_key)
         except StackError as second:
             raise BootstrapError(
                 "update",
@@ -137,6 +144,7 @@ def delete(world: World, instance_id: int, request: MachineRequest, host_key: st
     Raises:
         LeakError: It may still be billed.
     """
+    world.stop.check()
     instance = world.client.show_instance(instance_id)
     if instance is not None and is_reachable(instance):
         # Best effort: a host that does not answer is no reason to pay for it any longer.
@@ -158,7 +166,8 @@ def read(world: World, instance_id: int, request: MachineRequest, olds: Mapping[
     outputs = dict(olds) | {"is_stopped": instance.is_stopped, "is_ready": is_ready}
     if not instance.is_stopped:
         token = keys.control_token(request.fleet.observe, request.uid, instance_id)
-        state = ready.read_state(str(olds["endpoint"]), request.fleet.ca_certificate, token, timeout=DOOR_PATIENCE)
+        endpoint, authority = str(olds["endpoint"]), request.fleet.ca_certificate
+        state = asyncio.run(ready.read_state(endpoint, authority, token, timeout=DOOR_PATIENCE))
         if state is not None:  # unreachable is unknown, and unknown changes nothing
             outputs["applied"] = str(state.get("settings"))
     return outputs
@@ -203,11 +212,18 @@ def _bring_up(
     identity = _identity(request, instance, label)
     engine = engine_of(request, files)
     target = _target(request, instance, host_key)
-    host_key = asyncio.run(_bootstrap(store, request, target, identity, engine, boot))
+    host_key = asyncio.run(_unless_stopped(world, _bootstrap(store, request, target, identity, engine, boot)))
     endpoint = f"https://{instance.address}:{instance.door_port}"
     token = identity.tokens[request.model.clients[0]]
-    patience = boot.left("first token")
-    ready.first_token(endpoint, request.fleet.ca_certificate, token, request.model.served_name, deadline=patience)
+    question = ready.first_token(
+        endpoint,
+        request.fleet.ca_certificate,
+        token,
+        engine.served_name,
+        deadline=boot.left("first token"),
+        embeds=engine.embeds,
+    )
+    asyncio.run(_unless_stopped(world, question))
     boot.done("first token", endpoint)
     world.market.relabel(instance.id, label.ready().render())
     return {
@@ -226,6 +242,18 @@ def _bring_up(
         "client_token": token,
         "tokens": dict(identity.tokens),
     }
+
+
+async def _unless_stopped(world: World, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return what *work* gives, or break it off as soon as the run is not wanted any more."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            world.stop.check()
+            await asyncio.wait({task}, timeout=STOP_LOOK_SECONDS)
+    finally:
+        task.cancel()
+    return await task
 
 
 async def _bootstrap(
@@ -266,7 +294,7 @@ async def _verify_gpus(machine: ssh.Machine, request: MachineRequest) -> str:
 
 
 async def _shut_door(request: MachineRequest, instance: Instance, host_key: str | None) -> None:
-    async with asyncio.timeout(DOOR_PATIENCE.total_seconds() * 2):
+    async with asyncio.timeout(DOOR_PATIENCE.total_seconds()):
         async with await ssh.connect(_target(request, instance, host_key), deadline=DOOR_PATIENCE) as machine:
             await run.close_door(machine)
 

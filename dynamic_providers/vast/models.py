@@ -262,7 +262,7 @@ class Instance(Rented):
             gpu_count=int(row.get("num_gpus") or 0),
             vram_gib=_number(row, "gpu_ram") / 1024,
             disk_gb=_number(row, "disk_space"),
-            usd_per_hour=_number(row, "dph_total"),
+            usd_per_hour=_number(row, "dph_total", missing=float("inf")),
             country=parse_country(row.get("geolocation")),
             address=str(row.get("public_ipaddr") or "").strip(),  # it can carry white space
             ports=_parse_ports(row.get("ports")),

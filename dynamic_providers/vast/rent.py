@@ -9,16 +9,19 @@ from dynamic_providers.clock import Clock
 from dynamic_providers.errors import (
     AccountError,
     BootError,
+    LeakError,
     MismatchError,
     NoOfferError,
     OfferTakenError,
     RefusedError,
     StackError,
+    StoppedError,
     UnavailableError,
     VastError,
 )
 from dynamic_providers.lease.label import Label, Phase, render_run
 from dynamic_providers.lease.policy import choose_keeper
+from dynamic_providers.stopping import Stop
 from dynamic_providers.vast.client import VastClient
 from dynamic_providers.vast.market import VastMarket
 from dynamic_providers.vast.models import DOOR, GPUS, VRAM_TOLERANCE, Instance
@@ -57,11 +60,14 @@ class World:
 
     Attributes:
         say: Prints one line for the operator, at once.
+        clock: What waits go by.
+        stop: Whether this run is still wanted.
     """
 
     client: VastClient
     say: Callable[[str], None]
     clock: Clock = field(default_factory=Clock)
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def market(self) -> VastMarket:
@@ -82,9 +88,10 @@ def survey_market(world: World, request: MachineRequest, avoid: Collection[int] 
     survey = survey_offers(offers, request.plan, avoid)
     first_hour = survey.quotes[0].usd_first_hour if survey.quotes else 0.0
     if credit <= first_hour:
+        takes = f"; the first hour of the best offer takes {first_hour:.2f} USD" if survey.quotes else ""
         raise AccountError(
-            f"the vast.ai account has {max(credit, 0):.2f} USD of credit, and the first hour of the best offer takes "
-            f"{first_hour:.2f} USD\n  add credit under Billing at https://cloud.vast.ai/billing/, then run this again"
+            f"the vast.ai account has {max(credit, 0):.2f} USD of credit{takes}\n"
+            "  add credit under Billing at https://cloud.vast.ai/billing/, then run this again"
         )
     return survey
 
@@ -109,9 +116,10 @@ def adopt(world: World, request: MachineRequest) -> Rental | None:
         return None
     world.say(f"adopting instance {keeper.id}, which an earlier run rented at {keeper.started_at:%F %T} UTC")
     label = replace(new_label(world, request), expires_at=expires_at)
-    with given_back_on_error(world, keeper.id):
+    rental = Rental(keeper.id, keeper.machine_id, label)
+    with given_back_on_error(world, rental):
         world.market.relabel(keeper.id, label.render())
-    return Rental(keeper.id, keeper.machine_id, label)
+    return rental
 
 
 def _expiry(keeper: Instance, label: Label, request: MachineRequest) -> datetime:
@@ -124,11 +132,17 @@ def _expiry(keeper: Instance, label: Label, request: MachineRequest) -> datetime
 
 
 def give_back_twins(world: World, request: MachineRequest, keep: int) -> None:
-    """Give back every other machine of this lease, such as one whose rent we had given up for lost."""
+    """Give back every other machine of this lease, such as one whose rent we had given up for lost.
+
+    One that cannot be ended is told, and stops nothing: the machine that is kept is as it should be.
+    """
     for twin in world.market.list():
         if twin.id != keep and twin.belongs_to(request.fleet.id, request.uid):
             world.say(f"instance {twin.id} is a second machine of this lease: giving it back")
-            give_back(world, twin)
+            try:
+                give_back(world, twin)
+            except LeakError as error:
+                world.say(str(error))
 
 
 def rent(world: World, request: MachineRequest, onstart: str, avoid: Collection[int] = ()) -> Rental:
@@ -148,6 +162,7 @@ def rent(world: World, request: MachineRequest, onstart: str, avoid: Collection[
     for line in render_survey(survey):
         world.say(line)
     for quote in survey.quotes:
+        world.stop.check()
         label = new_label(world, request)
         instance_id = _rent_offer(world, request, quote, label, onstart)
         if instance_id is not None:
@@ -187,8 +202,10 @@ def mismatches(instance: Instance, request: MachineRequest) -> list[str]:
 
 
 @contextmanager
-def given_back_on_error(world: World, instance_id: int) -> Iterator[None]:
+def given_back_on_error(world: World, rental: Rental) -> Iterator[None]:
     """Destroy and verify if the block fails: Pulumi keeps no record of a create that raises.
+
+    Not if a later run has taken charge of the machine since: its label names that run.
 
     Raises:
         LeakError: The block failed and the machine could not be ended.
@@ -196,10 +213,23 @@ def given_back_on_error(world: World, instance_id: int) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # Ctrl-C too: the meter runs either way
-        if isinstance(error, StackError):
-            world.say(f"instance {instance_id}: {str(error).splitlines()[0]}: giving it back")
-        give_back(world, instance_id)
+        with world.stop.shielded():
+            if _is_taken_over(world, rental):
+                world.say(f"instance {rental.instance_id}: a later run has taken charge of it: leaving it alone")
+                raise
+            if isinstance(error, StackError):
+                world.say(f"instance {rental.instance_id}: {str(error).splitlines()[0]}: giving it back")
+            give_back(world, rental.instance_id)
         raise
+
+
+def _is_taken_over(world: World, rental: Rental) -> bool:
+    try:
+        instance = world.client.show_instance(rental.instance_id)
+    except VastError:  # then nobody knows; the meter decides
+        return False
+    label = instance.parsed if instance else None
+    return label is not None and label.is_of_later_run_than(rental.label)
 
 
 def give_back(world: World, instance: Instance | int) -> None:
@@ -209,9 +239,10 @@ def give_back(world: World, instance: Instance | int) -> None:
         LeakError: It may still be billed.
     """
     instance_id = instance if isinstance(instance, int) else instance.id
-    world.market.destroy(instance_id)
-    for line in receipt(world, instance):
-        world.say(line)
+    with world.stop.shielded():
+        world.market.destroy(instance_id)
+        for line in receipt(world, instance):
+            world.say(line)
 
 
 def receipt(world: World, instance: Instance | int) -> list[str]:
@@ -267,13 +298,20 @@ def _find_by_label(world: World, label: Label) -> int | None:
     deadline = world.clock.monotonic() + APPEARS_WITHIN.total_seconds()
     while True:
         for instance in _list_or_warn(world):
-            if instance.label == label.render():
+            if instance.parsed is not None and instance.parsed.is_of_same_run_as(label):
                 world.say(f"it was rented: instance {instance.id}")
                 return instance.id
         if world.clock.monotonic() > deadline:
             world.say("nothing was rented")
             return None
-        world.clock.sleep(LOOK_SECONDS)
+        try:
+            world.clock.sleep(LOOK_SECONDS)
+        except StoppedError:
+            with world.stop.shielded():  # a last look: what is there now must not be left there
+                for instance in _list_or_warn(world):
+                    if instance.parsed is not None and instance.parsed.is_of_same_run_as(label):
+                        give_back(world, instance)
+            raise
 
 
 def _list_or_warn(world: World) -> list[Instance]:

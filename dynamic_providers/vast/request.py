@@ -1,7 +1,7 @@
 """What the stack asks of a machine: the resource's inputs as one value, and what a change of them means."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import ceil
 from typing import Any, Self
 
@@ -89,14 +89,7 @@ class MachineRequest:
             stack=props["stack"],
             uid=props["uid"],
             fleet=FleetKeys(props["fleet_id"], props["ca_certificate"], props["sign"], props["observe"]),
-            need=GpuNeed(
-                **need
-                | {
-                    "gpus": tuple(need["gpus"]),
-                    "regions": tuple(need.get("regions", ())),
-                    "gpu_count": int(need["gpu_count"]),
-                }
-            ),
+            need=_parse_need(need),
             image=props["image"],
             model=ModelRequest(
                 release=model["release"],
@@ -107,9 +100,10 @@ class MachineRequest:
                 clients=tuple(model["clients"]),
             ),
             terms=LeaseTerms(
-                **terms | {"idle_minutes": int(terms["idle_minutes"]), "attempts": int(terms["attempts"])}
+                **_known(LeaseTerms, terms)
+                | {"idle_minutes": int(terms["idle_minutes"]), "attempts": int(terms["attempts"])}
             ),
-            store=StoreAddress(**props["store"]),
+            store=StoreAddress(**_known(StoreAddress, props["store"])),
         )
 
     def to_props(self) -> dict[str, Any]:
@@ -168,7 +162,7 @@ def misfits(request: MachineRequest) -> list[str]:
 
 
 # A machine is rented for its need and image; these it keeps until it goes back.
-_REPLACES = ("uid", "fleet_id", "ca_certificate", "need", "image")
+_REPLACES = ("uid", "fleet_id", "ca_certificate", "image")
 
 
 def replaced_by(olds: Mapping[str, Any], news: Mapping[str, Any]) -> list[str]:
@@ -179,6 +173,9 @@ def replaced_by(olds: Mapping[str, Any], news: Mapping[str, Any]) -> list[str]:
         news: The inputs asked for now.
     """
     replaces = [key for key in _REPLACES if olds.get(key) != news.get(key)]
+    # By meaning: neither another order of names nor a key that a later version adds is another need.
+    if _parse_need(olds["need"]) != _parse_need(news["need"]):
+        replaces.append("need")
     if olds.get("is_stopped"):
         replaces.append("is_stopped")
     if MachineRequest.from_props(news).disk_gb > float(olds.get("disk_gb") or 0):
@@ -198,6 +195,17 @@ def is_updated_by(olds: Mapping[str, Any], news: Mapping[str, Any], settings_has
     lease = ("max_hours", "idle_minutes")  # they stand in the label, and in the certificate's life
     is_applied = olds.get("applied") == settings_hash and olds.get("is_ready", False)
     return not is_applied or any(olds["terms"].get(key) != news["terms"].get(key) for key in lease)
+
+
+def _parse_need(props: Mapping[str, Any]) -> GpuNeed:
+    names = {"gpus": tuple(sorted(props["gpus"])), "regions": tuple(sorted(props.get("regions", ())))}
+    return GpuNeed(**_known(GpuNeed, props) | names | {"gpu_count": int(props["gpu_count"])})
+
+
+def _known(type_: type, props: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that *type_* has: a state that another version wrote must still be destroyable."""
+    names = {field.name for field in fields(type_)}
+    return {key: value for key, value in props.items() if key in names}
 
 
 def _plain(value: Any) -> dict[str, Any]:

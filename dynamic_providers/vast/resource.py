@@ -6,12 +6,8 @@ that every later run, `destroy` too, runs the code that is installed then.
 
 import json
 import secrets
-import sys
-import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from pulumi import Input, Output, ResourceOptions
 from pulumi.dynamic import (
@@ -29,32 +25,13 @@ from dynamic_providers.credentials import ReadConfig, open_store, vast_client
 from dynamic_providers.errors import LeakError, StackError
 from dynamic_providers.lease import certificates, keys
 from dynamic_providers.lease.label import UID_LENGTH
+from dynamic_providers.process import STOP, answered, join, say
+from dynamic_providers.stopping import StoppableClock
 from dynamic_providers.vast import lifecycle
 from dynamic_providers.vast.rent import World, give_back
 from dynamic_providers.vast.request import MachineRequest, is_updated_by, replaced_by
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 _NEVER = DiffResult(changes=False)
-
-
-def _answered(method: Callable[P, R]) -> Callable[P, R]:
-    """Return *method* so that the engine gets an answer whatever it raises.
-
-    The SDK answers for an `Exception` alone. Anything else ends its thread, and the engine waits for ever.
-    """
-
-    @wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(*args, **kwargs)
-        except Exception:
-            raise
-        except BaseException as error:
-            raise RuntimeError(f"{method.__name__} was broken off: {error!r}") from error
-
-    return call
 
 
 class _Provider(ResourceProvider):
@@ -66,15 +43,16 @@ class _Provider(ResourceProvider):
     def __init_subclass__(cls) -> None:
         for name in ("create", "read", "diff", "update", "delete"):
             if name in vars(cls):
-                setattr(cls, name, _answered(vars(cls)[name]))
+                setattr(cls, name, answered(vars(cls)[name]))
 
     def configure(self, req: ConfigureRequest) -> None:
         """Remember the stack's config for this process; nothing of it is pickled."""
-        _say_errors_plainly()
+        join()
         self._config = req.config.get
 
     def _world(self) -> World:
-        return World(vast_client(self._config), say)
+        clock = StoppableClock(STOP)
+        return World(vast_client(self._config, clock), say, clock, STOP)
 
 
 class FleetProvider(_Provider):
@@ -134,7 +112,7 @@ class VastInstanceProvider(_Provider):
         """Adopt or rent, and bring it up."""
         request = MachineRequest.from_props(props)
         id_, outs = lifecycle.create(self._world(), open_store(request.store, self._config), request)
-        say(how_to_ask(request.stack, request.model.served_name))
+        say(how_to_ask(request.stack, request.model.served_name, embeds=lifecycle.engine_of(request).embeds))
         return CreateResult(id_, {**props, **outs})
 
     def read(self, id_: str, props: dict[str, Any]) -> ReadResult:
@@ -153,7 +131,7 @@ class VastInstanceProvider(_Provider):
         was, request = MachineRequest.from_props(olds), MachineRequest.from_props(news)
         store = open_store(request.store, self._config)
         outs = lifecycle.update(self._world(), store, int(id_), was, request, olds.get("ssh_host_key"))
-        say(how_to_ask(request.stack, request.model.served_name))
+        say(how_to_ask(request.stack, request.model.served_name, embeds=lifecycle.engine_of(request).embeds))
         return UpdateResult({**news, **outs, "attempts": olds["attempts"]})
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
@@ -235,44 +213,19 @@ class VastInstance(Resource, module="vast", name="Instance"):
         super().__init__(VastInstanceProvider(), name, {**props, **dict.fromkeys(self.OUTPUTS)}, opts)
 
 
-def say(line: str) -> None:
-    """Print a line for the operator, at once. A log that cannot be written stops nothing."""
-    with suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
-
-
-def how_to_ask(stack: str, model: str) -> str:
-    """Return the command that asks the stack's endpoint, to be pasted into a shell."""
+def how_to_ask(stack: str, model: str, *, embeds: bool = False) -> str:
+    """Return the command that asks the stack's endpoint for text, or for a vector; to be pasted into a shell."""
     output = f"$(pulumi stack output -s {stack}"
-    body = json.dumps({"model": model, "prompt": "The best thing about a GPU on demand is", "max_tokens": 32})
+    text = "The best thing about a GPU on demand is"
+    path, question = ("embeddings", {"input": text}) if embeds else ("completions", {"prompt": text, "max_tokens": 32})
+    body = json.dumps({"model": model, **question})
     return (
         f"curl -sS --cacert <(pulumi stack output -s {stack} ca_certificate)"
         f' -H "Authorization: Bearer {output} --show-secrets client_token)"'
         f" -H 'Content-Type: application/json' -d '{body}'"
-        f' "{output} endpoint)/v1/completions"'
+        f' "{output} endpoint)/v1/{path}"'
     )
 
 
 def _secret(opts: ResourceOptions | None, *outputs: str) -> ResourceOptions:
     return ResourceOptions.merge(opts, ResourceOptions(additional_secret_outputs=list(outputs)))
-
-
-class _Plain:
-    """Stands in for the module `traceback` where the SDK asks it what to tell the engine."""
-
-    @staticmethod
-    def format_exc() -> str:
-        error = sys.exc_info()[1]
-        return str(error) if isinstance(error, StackError) else traceback.format_exc()
-
-
-def _say_errors_plainly() -> None:
-    """Let our errors reach the operator as their message alone.
-
-    The SDK sends `traceback.format_exc()` of whatever a provider raises (pulumi/pulumi PR #24465), and offers no
-    other way: in the provider process, and only there, its main module sees our `traceback`. See ADR 0003; a test
-    drives the SDK over gRPC and breaks when this no longer holds.
-    """
-    main = sys.modules["__main__"]
-    if hasattr(main, "_abort_with_traceback"):
-        setattr(main, "traceback", _Plain)  # noqa: B010 - the module has no such attribute for the type checker

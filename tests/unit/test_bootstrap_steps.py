@@ -141,3 +141,27 @@ def test_of_a_long_log_the_errors_and_the_end_are_told() -> None:
     assert len(told) == 9
     assert telling_lines(["vllm: error: unrecognized arguments: --x"]) == ["vllm: error: unrecognized arguments: --x"]
     assert telling_lines([]) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "embeds"),
+    [
+        pytest.param([], False, id="nothing-said"),
+        pytest.param(["--enable-prefix-caching"], False, id="something-else"),
+        pytest.param(["--runner", "pooling"], True, id="pooling"),
+        pytest.param(["--runner=pooling"], True, id="with-an-equals-sign"),
+        pytest.param(["--run", "pooling"], True, id="shortened"),
+        pytest.param(["--runner", "generate"], False, id="generate"),
+        pytest.param(["--runner", "auto"], False, id="left-to-vllm"),
+        pytest.param(["--runner", "pooling", "--runner", "generate"], False, id="the-last-one-counts"),
+        pytest.param(["--convert", "embed"], True, id="converted"),
+        pytest.param(["--runner", "auto", "--convert=embed"], True, id="converted-with-runner-auto"),
+        pytest.param(["--runner", "generate", "--convert", "embed"], False, id="the-runner-counts-first"),
+        pytest.param(["--convert", "none"], False, id="not-converted"),
+        pytest.param(["--seed", "3", "--runner", "pooling"], True, id="after-another-flag"),
+        pytest.param(["--runner"], False, id="no-value-which-is-for-vllm-to-refuse"),
+    ],
+)
+def test_which_arguments_ask_for_vectors(args: list[str], embeds: bool) -> None:
+    # Spellings as vLLM 0.32's own parser took them, meaning as its config/model.py has it.
+    assert replace(ENGINE, vllm_args=tuple(args)).embeds is embeds

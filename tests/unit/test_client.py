@@ -12,101 +12,17 @@ import pytest
 from dynamic_providers.errors import (
     AccountError,
     NotFoundError,
-    OfferTakenError,
     RefusedError,
     UnavailableError,
     VastError,
 )
-from dynamic_providers.vast.client import SEARCH_PAGE, SEARCH_PAGES, TRIES, VastClient
+from dynamic_providers.vast.client import TRIES, VastClient
+from tests.unit.answers import UNANSWERED, no
 from tests.unit.builders import API_KEY, NOW, FakeVast, an_instance, an_instance_row, says
-
-TAKEN = "error 404/3603: no_such_ask Instance type by id 7 is not available."
-UNANSWERED = [
-    pytest.param(httpx.ReadTimeout("slow"), id="time-out"),
-    pytest.param(httpx.RemoteProtocolError("closed"), id="connection-closed"),
-    pytest.param(httpx.ConnectError("refused"), id="no-connection"),
-    pytest.param(httpx.DecodingError("gzip"), id="answer-garbled"),
-    pytest.param(says(502, "<html>Bad Gateway</html>"), id="502-page"),
-    pytest.param(says(500, {"success": False, "error": "internal"}), id="500"),
-    pytest.param(says(429, "API requests too frequent"), id="429-text"),
-    pytest.param(says(429, {"detail": "API requests too frequent endpoint threshold=4.5"}), id="429-detail"),
-    pytest.param(says(429, {"success": False, "error": "rate_limit_exceeded", "msg": "threshold=3.0"}), id="429-json"),
-    pytest.param(says(200, "<html>log in to the network</html>"), id="200-page"),
-]
-
-
-def no(status: int, error: str, msg: str = "", **more: Any) -> httpx.Response:
-    return says(status, {"success": False, "error": error, "msg": msg} | more)
 
 
 def query_of(request: httpx.Request) -> dict[str, Any]:
     return {key: json.loads(value) if value[:1] in "[{" else value for key, value in request.url.params.items()}
-
-
-# Creating
-
-
-def test_a_rental_is_asked_for_as_documented_and_its_id_returned() -> None:
-    vast = FakeVast(says(200, {"success": True, "new_contract": 7835610, "instance_api_key": "secret"}))
-    assert vast.client.create_instance(777, {"image": "x", "price": None}) == 7835610
-    assert vast.lines == ["PUT /api/v0/asks/777/"]
-    assert json.loads(vast.requests[0].content) == {"image": "x", "price": None}
-
-
-@pytest.mark.parametrize(
-    ("answer", "error"),
-    [
-        pytest.param(no(400, "invalid_args", "error 400/3467: Invalid args: x", ask_id=7), RefusedError, id="invalid"),
-        pytest.param(no(400, "invalid_price"), RefusedError, id="invalid-price"),
-        pytest.param(no(400, "no_ssh_key_for_vm"), RefusedError, id="no-ssh-key-for-vm"),
-        pytest.param(no(400, "insufficient_credit", "Your account lacks credit"), AccountError, id="credit"),
-        pytest.param(no(400, "", "Your account lacks credit; see billing"), AccountError, id="credit-in-words"),
-        pytest.param(no(400, "spend_rate_limit"), AccountError, id="spend-rate-limit"),
-        pytest.param(no(429, "spend_rate_limit"), AccountError, id="spend-rate-limit-as-429"),
-        pytest.param(no(401, "auth_error", "Invalid user key"), AccountError, id="bad-key"),
-        pytest.param(says(401, "Unauthorized"), AccountError, id="bad-key-as-text"),
-        pytest.param(no(404, "", "Invalid user key"), AccountError, id="bad-key-as-404"),
-        pytest.param(no(404, "", "Session expired. Please log in again."), AccountError, id="session-expired"),
-        pytest.param(no(403, "auth_error", "This action requires login."), AccountError, id="no-key-as-403"),
-        pytest.param(no(403, "invalid_args", "error 403/3586: Offer 7 is not your own."), RefusedError, id="not-own"),
-        pytest.param(no(404, "invalid_args", TAKEN, ask_id=7), OfferTakenError, id="taken-404"),
-        pytest.param(no(400, "invalid_args", TAKEN.replace("ask ", "ask  ")), OfferTakenError, id="taken-400"),
-        pytest.param(no(410, "no_such_ask", "Instance type 7 is no longer available."), OfferTakenError, id="taken"),
-        pytest.param(says(410, "Gone"), OfferTakenError, id="taken-410-text"),
-        pytest.param(no(409, "", "offer no longer available"), OfferTakenError, id="taken-409"),
-        pytest.param(no(200, "no_such_ask"), OfferTakenError, id="taken-200"),
-        pytest.param(no(200, "invalid_args"), RefusedError, id="no-with-status-200"),
-        pytest.param(no(500, "internal", "no_such_ask"), UnavailableError, id="500-whatever-it-says"),
-        pytest.param(says(200, {"success": True}), UnavailableError, id="yes-without-an-instance"),
-        *[pytest.param(*one.values, UnavailableError, id=str(one.id)) for one in UNANSWERED],
-    ],
-)  # fmt: skip
-def test_a_no_to_a_rental_is_understood_and_never_asked_twice(
-    answer: httpx.Response | Exception, error: type[VastError]
-) -> None:
-    vast = FakeVast(answer)
-    with pytest.raises(VastError) as caught:
-        vast.client.create_instance(7, {})
-    assert type(caught.value) is error
-    assert vast.lines == ["PUT /api/v0/asks/7/"]
-    assert vast.clock.slept == 0
-
-
-def test_a_refusal_keeps_the_markets_words_and_what_was_made_all_the_same() -> None:
-    vast = FakeVast(no(400, "invalid_price", "bid too low", new_contract=99))
-    with pytest.raises(RefusedError, match="invalid_price bid too low") as caught:
-        vast.client.create_instance(7, {})
-    assert (caught.value.status, caught.value.code, caught.value.new_contract) == (400, "invalid_price", 99)
-
-
-@pytest.mark.parametrize(
-    ("answer", "advice"),
-    [(no(401, "auth_error"), "set VAST_API_KEY"), (no(400, "insufficient_credit"), "add credit")],
-    ids=["key", "credit"],
-)
-def test_a_refusal_of_the_account_says_what_to_do(answer: httpx.Response, advice: str) -> None:
-    with pytest.raises(AccountError, match=advice):
-        FakeVast(answer).client.create_instance(7, {})
 
 
 # Asking again
@@ -163,67 +79,6 @@ def test_a_search_quota_that_is_used_up_is_no_reason_to_wait() -> None:
     with pytest.raises(RefusedError, match="Daily search quota exceeded"):
         vast.client.search_offers(["RTX 4090"], disk_gb=60)
     assert len(vast.requests) == 1
-
-
-# Searching
-
-
-def an_offer_row(id_: int, usd_per_hour: float) -> dict[str, Any]:
-    return {"id": id_, "machine_id": id_, "gpu_name": "RTX 4090", "dph_total": usd_per_hour}
-
-
-def a_page(first: int, usd_per_hour: float, count: int = SEARCH_PAGE) -> httpx.Response:
-    return says(200, {"offers": [an_offer_row(first + n, usd_per_hour + n / 1000) for n in range(count)]})
-
-
-def test_a_search_asks_only_for_what_the_market_is_trusted_with() -> None:
-    vast = FakeVast(a_page(1, 0.1, count=3))
-    offers = vast.client.search_offers(["RTX 4090", "RTX 3090"], disk_gb=72.0)
-    assert [offer.id for offer in offers] == [1, 2, 3]
-    assert vast.lines == ["POST /api/v0/bundles/"]
-    assert json.loads(vast.requests[0].content) == {
-        "gpu_name": {"in": ["RTX 4090", "RTX 3090"]},
-        "rentable": {"eq": True},
-        "rented": {"eq": False},
-        "external": {"eq": False},
-        "dph_total": {"gte": 0.0},
-        "order": [["dph_total", "asc"]],
-        "type": "on-demand",
-        "limit": 64,
-        "allocated_storage": 72.0,
-    }
-
-
-def test_the_next_page_of_a_search_begins_at_the_last_price_and_nothing_is_twice() -> None:
-    vast = FakeVast(a_page(1, 0.1), a_page(64, 0.163, count=10))  # offer 64 ends one page and begins the next
-    offers = vast.client.search_offers(["RTX 4090"], disk_gb=60)
-    assert sorted(offer.id for offer in offers) == list(range(1, 74))
-    prices = [json.loads(request.content)["dph_total"]["gte"] for request in vast.requests]
-    assert prices == [0.0, pytest.approx(0.163)]
-
-
-def test_a_search_ends_when_a_page_brings_nothing_new() -> None:
-    vast = FakeVast(a_page(1, 0.1))
-    assert len(vast.client.search_offers(["RTX 4090"], disk_gb=60)) == SEARCH_PAGE
-    assert len(vast.requests) == 2
-
-
-def test_a_search_stays_within_the_markets_limit() -> None:
-    pages = iter(range(1, 100))
-    vast = FakeVast(lambda _: a_page(next(pages) * 1000, next(pages)))
-    assert len(vast.client.search_offers(["RTX 4090"], disk_gb=60)) == SEARCH_PAGE * SEARCH_PAGES
-    assert len(vast.requests) == SEARCH_PAGES
-
-
-@pytest.mark.parametrize("body", [{"offers": []}, {"offers": None}, {}], ids=["empty", "null", "missing"])
-def test_a_market_without_offers_has_none(body: dict[str, Any]) -> None:
-    assert FakeVast(says(200, body)).client.search_offers(["RTX 4090"], disk_gb=60) == []
-
-
-def test_an_offer_without_a_price_does_not_end_the_search() -> None:
-    rows = [an_offer_row(n, 0.1) for n in range(SEARCH_PAGE - 1)] + [{"id": 900, "machine_id": 900}]
-    vast = FakeVast(says(200, {"offers": rows}), says(200, {"offers": []}))
-    assert len(vast.client.search_offers(["RTX 4090"], disk_gb=60)) == SEARCH_PAGE
 
 
 # Listing and showing

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dynamic_providers.lease.label import MAX_LENGTH, Label, Phase, is_ours, parse_label, render_run
+from dynamic_providers.lease.label import MAX_LENGTH, Label, is_ours, parse_label, render_run
 from tests.unit.builders import a_label
 
 LONGEST = a_label(

@@ -1,7 +1,7 @@
-"""Renting and adopting: never two machines, never one that is forgotten, never one that is not what was asked."""
+"""Renting: never two machines, never one that is forgotten, never one that is not what was asked."""
 
 import json
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -20,96 +20,14 @@ from dynamic_providers.lease.label import Phase, parse_label
 from dynamic_providers.vast.rent import (
     APPEARS_WITHIN,
     Rental,
-    World,
-    adopt,
     given_back_on_error,
     mismatches,
     read_back,
     receipt,
     rent,
 )
-from dynamic_providers.vast.request import LeaseTerms
-from tests.unit.builders import NOW, FakeVast, a_fleet, a_label, a_request, an_instance, an_instance_row, says
-
-REQUEST = a_request()
-LABEL = a_label(fleet_id=a_fleet().id)
-
-
-def an_offer_row(id_: int, **change: Any) -> dict[str, Any]:
-    return {
-        "id": id_,
-        "machine_id": 500 + id_,
-        "gpu_name": "RTX 4090",
-        "num_gpus": 1,
-        "gpu_ram": 24564,
-        "gpu_frac": 1.0,
-        "dph_total": 0.30 + id_ / 1000,
-        "inet_down": 900,
-        "inet_down_cost": 0.0,
-        "disk_space": 500,
-        "reliability2": 0.99,
-        "geolocation": "Sweden, SE",
-        "verification": "verified",
-        "cuda_max_good": 13.0,
-        "compute_cap": 890,
-        "direct_port_count": 10,
-        "duration": 1e7,
-    } | change
-
-
-class Town:
-    """A market with a few offers; keeps what was rented and how. `on_create` says what a create answers, in turn."""
-
-    def __init__(
-        self,
-        *on_create: str | httpx.Response,
-        offers: tuple[int, ...] = (1, 2, 3),
-        rows: list[dict[str, Any]] | None = None,
-    ):
-        self.on_create = list(on_create)
-        self.offers = [an_offer_row(id_) for id_ in offers]
-        self.rows = {row["id"]: row for row in rows or []}
-        self.created: list[tuple[int, dict[str, Any]]] = []
-        self.destroyed: list[int] = []
-        self.said: list[str] = []
-        self.credit = 10.0
-        self.appears_after = 0.0
-        self.vast = FakeVast(self.answer)
-        self.world = World(self.vast.client, self.said.append, self.vast.clock)
-
-    def answer(self, request: httpx.Request) -> httpx.Response:
-        path, body = request.url.path, json.loads(request.content or b"{}")
-        last = path.rstrip("/").rpartition("/")[2]
-        if path.endswith("/users/current"):
-            return says(200, {"credit": self.credit})
-        if path.endswith("/bundles/"):
-            return says(200, {"offers": self.offers})
-        if path.endswith("/charges/"):
-            return says(200, {"results": [], "next_token": None})
-        if "/asks/" in path:
-            return self._create(int(last), body)
-        if request.method == "DELETE":
-            self.destroyed.append(int(last))
-            self.rows.pop(int(last), None)
-        elif request.method == "PUT":
-            self.rows[int(last)]["label"] = body["label"]
-        elif last == "instances":
-            rows = [] if self.vast.clock.slept < self.appears_after else list(self.rows.values())
-            return says(200, {"instances": rows, "next_token": None})
-        else:
-            return says(200, {"instances": self.rows.get(int(last))})
-        return says(200, {"success": True})
-
-    def _create(self, offer_id: int, body: dict[str, Any]) -> httpx.Response:
-        self.created.append((offer_id, body))
-        what = self.on_create.pop(0) if self.on_create else "yes"
-        if what in ("yes", "yes, reply lost"):
-            self.rows[9000 + offer_id] = an_instance_row(id=9000 + offer_id, label=body["label"])
-        if what in ("yes, reply lost", "nothing, reply lost"):
-            raise httpx.ReadError("closed")
-        if isinstance(what, httpx.Response):
-            return what
-        return says(200, {"success": True, "new_contract": 9000 + offer_id})
+from tests.unit.builders import NOW, a_fleet, a_label, an_instance, says
+from tests.unit.town import LABEL, REQUEST, Town, ours
 
 
 def taken(**more: Any) -> httpx.Response:
@@ -243,84 +161,6 @@ def test_what_is_weighed_is_shown_before_anything_is_rented() -> None:
     assert town.said[-1] == "renting offer 1 (machine 501)"
 
 
-# Adopting
-
-
-def ours(id_: int, **change: Any) -> dict[str, Any]:
-    return an_instance_row(id=id_, label=LABEL.render()) | change
-
-
-FOREIGN = [
-    an_instance_row(id=1, label="my-training"),
-    an_instance_row(id=2, label=None),
-    an_instance_row(id=3, label=a_label(fleet_id="deadbeef").render()),
-    an_instance_row(id=4, label=a_label(fleet_id=a_fleet().id, uid="ffffffffffff").render()),
-]
-
-
-def test_the_machine_of_an_earlier_run_is_adopted_and_relabelled() -> None:
-    town = Town(rows=[*FOREIGN, ours(9)])
-    rental = adopt(town.world, REQUEST)
-    assert rental is not None
-    assert (rental.instance_id, rental.machine_id) == (9, 500)
-    label = parse_label(town.rows[9]["label"])
-    assert label == rental.label
-    assert label is not None
-    assert label.expires_at == LABEL.expires_at  # the lease goes on, it does not begin again
-    assert (label.phase, label.deadline) == (Phase.BOOTING, NOW + timedelta(minutes=20))
-    assert label.run != LABEL.run
-    assert town.destroyed == []
-
-
-@pytest.mark.parametrize(
-    ("max_hours", "started_at", "expires_at"),
-    [
-        pytest.param(8, NOW, LABEL.expires_at, id="as-its-label-says"),
-        pytest.param(8, NOW + timedelta(seconds=59), LABEL.expires_at, id="two-clocks-that-differ-a-little"),
-        pytest.param(4, NOW, NOW + timedelta(hours=4), id="shorter-as-asked-since"),
-        pytest.param(12, NOW, NOW + timedelta(hours=12), id="longer-as-asked-since"),
-    ],
-)
-def test_an_adopted_lease_ends_when_it_was_said_to(
-    max_hours: float, started_at: datetime, expires_at: datetime
-) -> None:
-    town = Town(rows=[ours(9, start_date=started_at.timestamp())])
-    rental = adopt(town.world, a_request(terms=LeaseTerms(max_hours=max_hours)))
-    assert rental is not None
-    assert rental.label.expires_at == expires_at
-
-
-def test_where_there_is_none_of_this_lease_nothing_is_touched() -> None:
-    town = Town(rows=FOREIGN)
-    assert adopt(town.world, REQUEST) is None
-    assert town.destroyed == []
-    assert {line.split()[0] for line in town.vast.lines} == {"GET"}
-
-
-def test_of_two_machines_of_a_lease_one_goes() -> None:
-    town = Town(rows=[*FOREIGN, ours(8), ours(9, label=LABEL.ready().render())])
-    rental = adopt(town.world, REQUEST)
-    assert rental is not None
-    assert rental.instance_id == 9
-    assert town.destroyed == [8]
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        pytest.param({"gpu_name": "RTX 3060"}, "GPU RTX 3060", id="another-gpu"),
-        pytest.param({"intended_status": "stopped"}, "stopped", id="meant-to-stop"),
-        pytest.param({"actual_status": "exited", "cur_state": "stopped"}, "stopped", id="stopped"),
-        pytest.param({"label": a_label(fleet_id=a_fleet().id, expires_at=NOW).render()}, "lease is over", id="expired"),
-    ],
-)
-def test_a_machine_of_the_lease_that_is_not_what_is_asked_goes(change: dict[str, Any], reason: str) -> None:
-    town = Town(rows=[*FOREIGN, ours(9, **change)])
-    assert adopt(town.world, REQUEST) is None
-    assert town.destroyed == [9]
-    assert any(reason in line for line in town.said)
-
-
 # Verifying
 
 
@@ -372,16 +212,23 @@ def test_an_instance_that_is_something_else_is_not_taken(
 @pytest.mark.parametrize("error", [BootError("ssh", "dead"), KeyboardInterrupt(), ZeroDivisionError()], ids=repr)
 def test_whatever_goes_wrong_the_machine_goes_back_and_the_error_goes_on(error: BaseException) -> None:
     town = Town(rows=[ours(9)])
-    with pytest.raises(type(error)), given_back_on_error(town.world, 9):
+    with pytest.raises(type(error)), given_back_on_error(town.world, Rental(9, 1, a_label())):
         raise error
     assert town.destroyed == [9]
     assert "billing stopped" in town.said[-1]
 
 
+def test_a_machine_that_a_later_run_has_taken_over_is_left_to_it() -> None:
+    town = Town(rows=[ours(9, label=a_label(run="toufzz").render())])
+    with pytest.raises(BootError), given_back_on_error(town.world, Rental(9, 1, a_label(run="toufaa"))):
+        raise BootError("ssh", "dead")
+    assert town.destroyed == []
+
+
 def test_a_machine_that_cannot_be_given_back_is_the_louder_error() -> None:
     town = Town(rows=[ours(9)])
     town.vast.answers = [says(401, {"error": "auth_error"})]
-    with pytest.raises(LeakError, match="INSTANCE 9"), given_back_on_error(town.world, 9):
+    with pytest.raises(LeakError, match="INSTANCE 9"), given_back_on_error(town.world, Rental(9, 1, a_label())):
         raise BootError("ssh", "dead")
 
 

@@ -126,3 +126,10 @@ def test_the_line_that_asks_takes_its_secrets_from_pulumi_and_asks_for_the_model
     assert "<(pulumi stack output -s gpu-on ca_certificate)" in line
     body = json.loads(re.findall(r"-d '(.*?)'", line)[0])
     assert body["model"] == "llama-3.1-8b-instruct"
+
+
+def test_a_model_that_embeds_is_asked_for_a_vector() -> None:
+    line = how_to_ask("gpu-embed", "qwen3-embedding-4b", embeds=True)
+    assert line.endswith('endpoint)/v1/embeddings"')
+    body = json.loads(re.findall(r"-d '(.*?)'", line)[0])
+    assert body.keys() == {"model", "input"}

@@ -58,12 +58,12 @@ def test_defaults_are_those_of_the_design() -> None:
 
 @pytest.mark.parametrize("path", STACK_FILES, ids=lambda path: path.stem)
 def test_shipped_stack_files_are_right(path: Path) -> None:
-    settings = parse_settings(read_stack_file(path))
-    assert settings.need.max_usd_per_hour < 1  # what a demo may cost
+    parse_settings(read_stack_file(path))
 
 
-def test_two_stacks_are_shipped() -> None:
-    assert {path.stem for path in STACK_FILES} >= {"Pulumi.gpu-on", "Pulumi.gpu-qwen"}
+def test_a_first_try_costs_less_than_a_dollar_an_hour() -> None:
+    settings = parse_settings(read_stack_file(ROOT / "stacks" / "Pulumi.gpu-on.yaml"))
+    assert settings.need.max_usd_per_hour < 1
 
 
 @pytest.mark.parametrize(
