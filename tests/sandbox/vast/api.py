@@ -1,0 +1,41 @@
+"""The market's own API: which function answers which call."""
+
+from tests.sandbox.vast import accounts, instances, results, search
+from tests.sandbox.vast.call import Route
+
+ROUTES = (
+    Route("gpu_names", "GET", "/api/v0/gpu_names/unique", search.list_gpu_names, "anyone"),
+    Route("gpu_types", "GET", "/api/v0/gpu_types", search.list_gpu_types, "anyone"),
+    Route("search", "POST", "/api/v0/bundles", search.search, "anyone"),
+    Route("search", "GET", "/api/v0/bundles", search.search_by_url, "anyone"),
+    Route("search", "PUT", "/api/v0/search/asks", search.search_asks, "anyone"),
+    Route("create", "PUT", "/api/v0/asks/N", instances.create),
+    Route("create", "POST", "/api/v0/asks/bulk", instances.create_many),
+    Route("show", "GET", "/api/v0/instances/N", instances.show, "instance"),
+    Route("list", "GET", "/api/v1/instances", instances.list_v1),
+    Route("list", "GET", "/api/v0/instances", instances.list_v0),
+    Route("filters", "GET", "/api/v0/instances/filters", instances.list_filters),
+    Route("change", "PUT", "/api/v0/instances/N", instances.change, "instance"),
+    Route("change", "PUT", "/api/v0/instances", instances.change_many),
+    Route("destroy", "DELETE", "/api/v0/instances/N", instances.destroy, "instance"),
+    Route("destroy", "DELETE", "/api/v0/instances", instances.destroy_many),
+    Route("reboot", "PUT", "/api/v0/instances/reboot/N", instances.reboot),
+    Route("recycle", "PUT", "/api/v0/instances/recycle/N", instances.recycle),
+    Route("bid", "PUT", "/api/v0/instances/bid_price/N", instances.change_bid),
+    Route("logs", "PUT", "/api/v0/instances/request_logs/N", results.request_logs),
+    Route("execute", "PUT", "/api/v0/instances/command/N", results.execute),
+    Route("result", "GET", "/results/N", results.read_result, "anyone"),
+    Route("instance_keys", "GET", "/api/v0/instances/N/ssh", accounts.list_instance_keys),
+    Route("attach_key", "POST", "/api/v0/instances/N/ssh", accounts.attach_key),
+    Route("detach_key", "DELETE", "/api/v0/instances/N/ssh/N", accounts.detach_key),
+    Route("account_keys", "GET", "/api/v0/ssh", accounts.list_account_keys),
+    Route("create_key", "POST", "/api/v0/ssh", accounts.create_account_key),
+    Route("update_key", "PUT", "/api/v0/ssh/N", accounts.update_account_key),
+    Route("delete_key", "DELETE", "/api/v0/ssh/N", accounts.delete_account_key),
+    Route("secrets", "GET", "/api/v0/secrets", accounts.list_secrets),
+    Route("create_secret", "POST", "/api/v0/secrets", accounts.write_secret),
+    Route("update_secret", "PUT", "/api/v0/secrets", accounts.write_secret),
+    Route("delete_secret", "DELETE", "/api/v0/secrets", accounts.delete_secret),
+    Route("user", "GET", "/api/v0/users/current", accounts.show_user),
+    Route("charges", "GET", "/api/v0/charges", accounts.list_charges),
+)
