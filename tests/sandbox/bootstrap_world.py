@@ -1,6 +1,5 @@
 """One rented host, a bucket and the bootstrap: real SSH, supervisor, Caddy and TLS; the model server is the stub."""
 
-import asyncio
 import hashlib
 import json
 import ssl
@@ -93,7 +92,8 @@ class World:
         self, token: str = TOKEN, deadline: timedelta = SOON, *, served_name: str = "", ca: str = CA
     ) -> float:
         name = served_name or self.engine.served_name
-        return await asyncio.to_thread(ready.first_token, self.endpoint, ca, token, name, deadline=deadline)
+        embeds = self.engine.embeds
+        return await ready.first_token(self.endpoint, ca, token, name, deadline=deadline, embeds=embeds)
 
 
 @asynccontextmanager

@@ -74,7 +74,7 @@ def test_from_a_bare_machine_to_the_first_token(in_world: InWorld) -> None:
         assert applied.changed
         assert set(applied.phases) == {"weights", "engine"}
         assert 0 < await world.first_token() < SOON.total_seconds()
-        state = await asyncio.to_thread(ready.read_state, world.endpoint, CA, CONTROL, timeout=SOON)
+        state = await ready.read_state(world.endpoint, CA, CONTROL, timeout=SOON)
         assert state == {"settings": world.engine.settings_hash(), "instance": "7"}
         async with await connect(world.target(), deadline=SOON) as machine:
             assert await run.read_settings_hash(machine) == world.engine.settings_hash()
@@ -141,7 +141,7 @@ def test_a_container_that_restarts_serves_again_by_itself(in_world: InWorld) -> 
         await world.hosts.stop(7)
         with pytest.raises(BootError, match="first token: none from"):
             await world.first_token(deadline=timedelta(seconds=1))
-        assert await asyncio.to_thread(ready.read_state, world.endpoint, CA, CONTROL, timeout=SOON) is None
+        assert await ready.read_state(world.endpoint, CA, CONTROL, timeout=SOON) is None
         await world.hosts.start(world.spec)
         await world.first_token()
         assert not (await world.apply()).changed
@@ -350,7 +350,7 @@ def test_the_first_token_is_refused_by_wrong_names_and_from_strangers(in_serving
         stranger = make_ca("22" * 32, NOW)
         with pytest.raises(BootError, match="another machine answers"):
             await world.first_token(ca=stranger)
-        assert await asyncio.to_thread(ready.read_state, world.endpoint, stranger, CONTROL, timeout=SOON) is None
-        assert await asyncio.to_thread(ready.read_state, world.endpoint, CA, TOKEN, timeout=SOON) is None
+        assert await ready.read_state(world.endpoint, stranger, CONTROL, timeout=SOON) is None
+        assert await ready.read_state(world.endpoint, CA, TOKEN, timeout=SOON) is None
 
     in_serving_world(test)
