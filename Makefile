@@ -22,7 +22,7 @@ demo: $(READY) ## the whole job before your eyes, on this machine alone (VLLM=1:
 sandbox: $(READY) ## a market, hosts and a store to try commands against, until Ctrl-C (VLLM=1: real vLLM on CPU)
 	@$(BIN)/python -m tests.sandbox
 test: $(READY) ## all tests but the heavy ones
-	@$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not real and not live'
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m 'not real and not live'
 test-real: $(READY) ## the heavy ones: real vLLM on CPU, the real Pulumi CLI
 	@$(BIN)/python tests/e2e/vllm_cpu.py >/dev/null
 	@$(BIN)/python -m pytest -q -m real -p tests.e2e.skips tests

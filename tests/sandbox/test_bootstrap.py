@@ -245,9 +245,9 @@ def add_file(world: World, content: bytes) -> str:
 def test_a_missed_deadline_is_the_hosts_fault(in_serving_world: InWorld) -> None:
     async def test(world: World) -> None:
         note = add_file(world, b"comes late")
-        world.store.faults[note] = [blob_server.busy] * 20
+        world.store.faults[note] = [blob_server.busy] * 100
         with pytest.raises(BootError, match=r"weights: missed its deadline: .* MB") as weights:
-            await world.apply(deadlines=replace(DEADLINES, weights=timedelta(seconds=1)))
+            await world.apply(deadlines=replace(DEADLINES, weights=timedelta(seconds=4)))
         assert weights.value.phase == "weights"
         assert any("MB" in text for phase, text in world.told if phase == "weights")
         world.store.faults.clear()
