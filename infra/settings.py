@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from bootstrap.steps import refused_args
 from dynamic_providers.errors import ConfigError
+from dynamic_providers.lease.policy import MAX_LIFETIME
 from dynamic_providers.vast.models import GpuNeed
 from dynamic_providers.vast.request import LeaseTerms, StoreAddress
 from infra import rules
@@ -216,7 +218,7 @@ def _parse_need(top: Section, image: str) -> GpuNeed:
 def _parse_lease(top: Section) -> LeaseTerms:
     lease = top.section("lease", LEASE_KEYS, "{max_hours: 8, idle_minutes: 15}")
     terms = LeaseTerms(
-        max_hours=_number(lease, "max_hours", LeaseTerms.max_hours, "write hours", 0.1, 720),
+        max_hours=_number(lease, "max_hours", LeaseTerms.max_hours, "write hours", 0.1, MAX_LIFETIME / timedelta(hours=1)),
         idle_minutes=lease.whole("idle_minutes", LeaseTerms.idle_minutes, "write minutes", least=1, most=10_080),
         boot_minutes=_number(lease, "boot_minutes", LeaseTerms.boot_minutes, "write minutes", 1, 240),
         attempts=lease.whole("attempts", LeaseTerms.attempts, "write how many hosts to try", least=1, most=10),
