@@ -4,19 +4,21 @@ Every step does nothing where its work is done already: run twice, nothing chang
 any point, the next run goes on from there. What each file is for stands in `render.py`.
 """
 
+from __future__ import annotations
+
 import asyncio
 import hashlib
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bootstrap.bundle import build_bundle, differing, pack
 from bootstrap.render import ROOT, blob_path, caddy_path, fingerprint, model_folder, render_programs
-from bootstrap.ssh import COMMAND_TIMEOUT, Machine
 from bootstrap.steps import (
+    COMMAND_TIMEOUT,
     Applied,
     Deadlines,
     Engine,
@@ -32,12 +34,18 @@ from bootstrap.steps import (
 )
 from dynamic_providers.errors import BootError, BootstrapError
 
+if TYPE_CHECKING:  # who logs in imports it: asyncssh takes a third of a second
+    from bootstrap.ssh import Machine
+
 LOOK_SECONDS = 0.5
+FIRST_LOOK_SECONDS = 0.1
+"""Small models are there at once; the pauses between looks grow from this to `LOOK_SECONDS`."""
 UPLOAD_TIMEOUT = timedelta(minutes=3)
 """The bundle is about 150 kB; a home uplink may be slow and busy."""
 STOP_TIMEOUT = timedelta(minutes=2)
 """Longer than the drain of door and engine together."""
 RUNNING = {"STARTING", "RUNNING"}
+NOTHING_APPLIED = '{"settings": null}'
 
 Item = Mapping[str, Any]
 
@@ -89,9 +97,9 @@ async def apply(
     links = [{"path": file.path, "blob": blob_path(file.sha256)} for file in engine.files]
     changed |= (await _ask(machine, "link", model_folder(engine), links))["changed"]
     fetched = time.monotonic()
-    pids = {}
+    running, pids = (await _ask(machine, "status"))["programs"], {}
     for name, files in render_programs(engine, identity, caddy.sha256).items():
-        is_new, pids[name] = await _ensure(machine, name, fingerprint(files))
+        is_new, pids[name] = await _ensure(machine, name, running[name], fingerprint(files))
         changed |= is_new
     await _wait_until_healthy(machine, pids, identity, deadlines.engine, report)
     await _ask(machine, "open_door", {"settings": engine.settings_hash(), "instance": identity.instance_id})
@@ -99,8 +107,13 @@ async def apply(
 
 
 async def close_door(machine: Machine) -> None:
-    """Let the front door answer 503 until the next `apply`; requests that run are answered to their end."""
-    await _must(machine, "door", f"if cd {ROOT}/run 2>/dev/null; then touch closed; fi")
+    """Let the front door answer 503 until the next `apply`; requests that run are answered to their end.
+
+    From here on the machine says that nothing is applied: who was about to give it back may be killed, and whoever
+    comes next must see that it does not serve.
+    """
+    note = f"echo '{NOTHING_APPLIED}' >control/state.json"
+    await _must(machine, "door", f"if cd {ROOT}/run 2>/dev/null; then {note}; touch closed; fi")
 
 
 async def read_settings_hash(machine: Machine) -> str | None:
@@ -144,12 +157,13 @@ async def _put_bundle(machine: Machine, bundle: Mapping[str, bytes]) -> bool:
         machine,
         "bundle",
         # From here on the former settings are no longer what would come back after a restart.
-        f"umask 077; cd {ROOT}/bundle && echo '{{\"settings\": null}}' >../run/control/state.json"
+        f"umask 077; cd {ROOT}/bundle && echo '{NOTHING_APPLIED}' >../run/control/state.json"
         " && tar -xzf - --no-same-owner",
         stdin=pack(missing),
         timeout=UPLOAD_TIMEOUT,
     )
-    if any(path.startswith("supervisor") for path in missing):
+    # On a machine that had nothing, nothing can run.
+    if listing and any(path.startswith("supervisor") for path in missing):
         await _ask(machine, "halt")
     return True
 
@@ -196,7 +210,7 @@ async def _fetch(machine: Machine, files: Sequence[Item], deadline: timedelta, r
 
 async def _follow_fetch(machine: Machine, until: float, report: Report) -> BootError | BootstrapError | None:
     """Watch the download to its end; return what went wrong, or None."""
-    text = "not begun"
+    text, pauses = "not begun", _growing_pauses()
     while True:
         status = await _ask(machine, "status")
         progress = status["fetch"] or {}
@@ -217,7 +231,14 @@ async def _follow_fetch(machine: Machine, until: float, report: Report) -> BootE
         if time.monotonic() > until:
             await _ask(machine, "stop", "fetch")
             return BootError("weights", f"missed its deadline: {text}")
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(next(pauses))
+
+
+def _growing_pauses() -> Iterator[float]:
+    pause = FIRST_LOOK_SECONDS
+    while True:
+        yield min(pause, LOOK_SECONDS)
+        pause = min(pause * 1.5, LOOK_SECONDS)
 
 
 def _fetch_error(progress: Mapping[str, Any]) -> BootError | BootstrapError:
@@ -227,13 +248,12 @@ def _fetch_error(progress: Mapping[str, Any]) -> BootError | BootstrapError:
     return BootstrapError("weights", said)
 
 
-async def _ensure(machine: Machine, name: str, wanted: str) -> tuple[bool, int]:
+async def _ensure(machine: Machine, name: str, program: Item, wanted: str) -> tuple[bool, int]:
     """Start a program unless it runs from what is wanted; before the engine goes, the door is closed.
 
     Returns:
         Whether it was started, and its process id.
     """
-    program = (await _ask(machine, "status"))["programs"][name]
     if program["state"] in RUNNING and program["started"] == wanted:
         return False, program["pid"]
     if name == "engine":
@@ -245,7 +265,7 @@ async def _wait_until_healthy(
     machine: Machine, pids: Mapping[str, int], identity: Identity, deadline: timedelta, report: Report
 ) -> None:
     """Wait for door and engine; one that ends at its start is noticed at once, not at the deadline."""
-    began = time.monotonic()
+    began, pauses = time.monotonic(), _growing_pauses()
     while True:
         status = await _ask(machine, "status")
         for name, pid in pids.items():
@@ -260,7 +280,7 @@ async def _wait_until_healthy(
             last = (await _tail(machine, "engine", pids["engine"], identity)).rpartition("\n")[2]
             raise BootError("engine", f"not up after {seconds:.0f} s, its last words: {last}")
         report("engine", f"starting, {seconds:.0f} s")
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(next(pauses))
 
 
 async def _tail(machine: Machine, name: str, pid: int, identity: Identity) -> str:

@@ -11,9 +11,9 @@ from typing import Self
 
 import asyncssh
 
+from bootstrap.steps import COMMAND_TIMEOUT
 from dynamic_providers.errors import BootError
 
-COMMAND_TIMEOUT = timedelta(seconds=60)
 RECONNECT = timedelta(seconds=60)
 """A home uplink that drops is back within a minute, or it is a matter for the operator."""
 HANDSHAKE_SECONDS = 15

@@ -16,6 +16,9 @@ from pathlib import PurePosixPath
 BUNDLE_VERSION = 1
 """Raised by whoever changes what is put on a machine, so that running machines are seen to differ."""
 
+COMMAND_TIMEOUT = timedelta(seconds=60)
+"""For a command on the machine that is not known to take longer."""
+
 DOOR_PORT = 8443
 """The only port that listens, inside the container; the market maps it to another one outside."""
 

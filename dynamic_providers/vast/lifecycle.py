@@ -7,14 +7,16 @@ delete   door shut; destroy, verified; receipt
 read     gone only on a definite answer; else whether it runs, and the settings that the machine itself reports
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from bootstrap import ready, render, run, ssh
+from bootstrap import ready, render, run
 from bootstrap.steps import Deadlines, Engine, Grant, Identity, ModelFile
 from dynamic_providers.errors import (
     BootError,
@@ -26,7 +28,6 @@ from dynamic_providers.errors import (
     StoppedError,
 )
 from dynamic_providers.lease import keys
-from dynamic_providers.lease.certificates import sign_leaf, ssh_keypair
 from dynamic_providers.lease.label import Label, Phase
 from dynamic_providers.store.binaries import CADDY, require_blobs
 from dynamic_providers.store.client import Store
@@ -44,6 +45,9 @@ from dynamic_providers.vast.rent import (
     rent,
 )
 from dynamic_providers.vast.request import MachineRequest
+
+if TYPE_CHECKING:  # asyncssh and x509 take half a second to import: only when a machine is really logged in to
+    from bootstrap.ssh import Machine
 
 Result = TypeVar("Result")
 
@@ -207,12 +211,12 @@ def _bring_up(
     booting = replace(label, expires_at=expires)
     if instance.label != booting.render():
         world.market.relabel(instance.id, booting.render())
-    world.client.attach_ssh_key(instance.id, ssh_keypair(request.fleet.sign, request.uid)[1])
+    world.client.attach_ssh_key(instance.id, _ssh_keypair(request)[1])
     instance = wait_until_running(world, instance, boot)
     identity = _identity(request, instance, label)
     engine = engine_of(request, files)
-    target = _target(request, instance, host_key)
-    host_key = asyncio.run(_unless_stopped(world, _bootstrap(store, request, target, identity, engine, boot)))
+    work = _bootstrap(store, request, instance, host_key, identity, engine, boot)
+    host_key = asyncio.run(_unless_stopped(world, work))
     endpoint = f"https://{instance.address}:{instance.door_port}"
     token = identity.tokens[request.model.clients[0]]
     question = ready.first_token(
@@ -259,7 +263,8 @@ async def _unless_stopped(world: World, work: Coroutine[Any, Any, Result]) -> Re
 async def _bootstrap(
     store: Store,
     request: MachineRequest,
-    target: ssh.Target,
+    instance: Instance,
+    host_key: str | None,
     identity: Identity,
     engine: Engine,
     boot: Boot,
@@ -267,9 +272,9 @@ async def _bootstrap(
     """Bring the model server up over SSH; return the machine's host key."""
     blobs = {file.sha256: Grant(file.sha256, file.size, store.presign(file.sha256, URL_LIFE)) for file in engine.files}
     caddy = Grant(CADDY.sha256, CADDY.size, store.presign(CADDY.sha256, URL_LIFE))
-    async with await ssh.connect(target, deadline=boot.left("ssh")) as machine:
+    async with await _log_in(request, instance, host_key, boot.left("ssh")) as machine:
         gpus = await _verify_gpus(machine, request)
-        boot.done("ssh", f"{target.address}:{target.port}, {gpus}")
+        boot.done("ssh", f"{instance.address}:{instance.ports[SSH]}, {gpus}")
         limits = Deadlines(weights=boot.left("weights"), engine=boot.left("engine"))
         applied = await run.apply(machine, engine, identity, caddy, blobs, deadlines=limits, report=boot.tell)
         for phase in ("weights", "engine"):
@@ -277,7 +282,7 @@ async def _bootstrap(
         return machine.host_key
 
 
-async def _verify_gpus(machine: ssh.Machine, request: MachineRequest) -> str:
+async def _verify_gpus(machine: Machine, request: MachineRequest) -> str:
     """Compare what the machine's own driver says with what was asked, before a byte of weights is sent."""
     need = request.need
     gpus = await run.inspect_gpus(machine)
@@ -295,16 +300,27 @@ async def _verify_gpus(machine: ssh.Machine, request: MachineRequest) -> str:
 
 async def _shut_door(request: MachineRequest, instance: Instance, host_key: str | None) -> None:
     async with asyncio.timeout(DOOR_PATIENCE.total_seconds()):
-        async with await ssh.connect(_target(request, instance, host_key), deadline=DOOR_PATIENCE) as machine:
+        async with await _log_in(request, instance, host_key, DOOR_PATIENCE) as machine:
             await run.close_door(machine)
 
 
-def _target(request: MachineRequest, instance: Instance, host_key: str | None) -> ssh.Target:
-    private, _ = ssh_keypair(request.fleet.sign, request.uid)
-    return ssh.Target(instance.address, instance.ports[SSH], client_key=private, host_key=host_key)
+async def _log_in(request: MachineRequest, instance: Instance, host_key: str | None, deadline: timedelta) -> Machine:
+    from bootstrap import ssh
+
+    private, _ = _ssh_keypair(request)
+    target = ssh.Target(instance.address, instance.ports[SSH], client_key=private, host_key=host_key)
+    return await ssh.connect(target, deadline=deadline)
+
+
+def _ssh_keypair(request: MachineRequest) -> tuple[str, str]:
+    from dynamic_providers.lease.certificates import ssh_keypair
+
+    return ssh_keypair(request.fleet.sign, request.uid)
 
 
 def _identity(request: MachineRequest, instance: Instance, label: Label) -> Identity:
+    from dynamic_providers.lease.certificates import sign_leaf
+
     fleet, uid = request.fleet, request.uid
     leaf = sign_leaf(
         fleet.sign,

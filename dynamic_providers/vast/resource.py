@@ -23,7 +23,7 @@ from pulumi.dynamic import (
 from dynamic_providers.clock import Clock
 from dynamic_providers.credentials import ReadConfig, open_store, vast_client
 from dynamic_providers.errors import LeakError, StackError
-from dynamic_providers.lease import certificates, keys
+from dynamic_providers.lease import keys
 from dynamic_providers.lease.label import UID_LENGTH
 from dynamic_providers.process import STOP, answered, join, say
 from dynamic_providers.stopping import StoppableClock
@@ -60,6 +60,8 @@ class FleetProvider(_Provider):
 
     def create(self, props: dict[str, Any]) -> CreateResult:
         """Draw the fleet's keys."""
+        from dynamic_providers.lease import certificates  # x509 is slow to import, and needed only here
+
         sign = secrets.token_hex(32)
         authority = certificates.make_ca(sign, Clock().now())
         id_ = certificates.fleet_id(authority)
