@@ -33,7 +33,7 @@ check: $(READY) ## format, lint and types of the whole tree
 fix: $(READY) ## format, and mend what the linter can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
-bench: $(READY) ## first token and tokens a second of a running stack (STACK=gpu-on REQUESTS=20 CLIENTS=4)
+bench: $(READY) ## what our own work takes beside the engine's (ROUNDS=3); STACK=gpu-on: how fast a running stack answers
 	@$(BIN)/python -m tests.bench
 
 # Every dependency with its hashes and without addresses, as the registry stood a week ago: time for a bad release to
@@ -56,7 +56,7 @@ $(READY): requirements/dev.txt pyproject.toml | tools
 	@[ -x $(BIN)/python ] && $(BIN)/python -c '' || $(PYTHON) -m venv --clear .venv
 	@awk '/^[^ ]/ { wanted = /^uv==/ } wanted' requirements/dev.txt > .venv/uv.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
-	@$(UV) pip sync --python $(BIN)/python --require-hashes requirements/dev.txt 2>&1 | sed -E "/^ [-+~] /d"
+	@$(UV) pip sync --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.txt 2>&1 | sed -E "/^ [-+~] /d"
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -c 'import httpx, infra, pulumi'
 	@$(MAKE) pulumi

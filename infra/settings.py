@@ -218,7 +218,9 @@ def _parse_need(top: Section, image: str) -> GpuNeed:
 def _parse_lease(top: Section) -> LeaseTerms:
     lease = top.section("lease", LEASE_KEYS, "{max_hours: 8, idle_minutes: 15}")
     terms = LeaseTerms(
-        max_hours=_number(lease, "max_hours", LeaseTerms.max_hours, "write hours", 0.1, MAX_LIFETIME / timedelta(hours=1)),
+        max_hours=_number(
+            lease, "max_hours", LeaseTerms.max_hours, "write hours", 0.1, MAX_LIFETIME / timedelta(hours=1)
+        ),
         idle_minutes=lease.whole("idle_minutes", LeaseTerms.idle_minutes, "write minutes", least=1, most=10_080),
         boot_minutes=_number(lease, "boot_minutes", LeaseTerms.boot_minutes, "write minutes", 1, 240),
         attempts=lease.whole("attempts", LeaseTerms.attempts, "write how many hosts to try", least=1, most=10),

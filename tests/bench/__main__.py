@@ -1,0 +1,117 @@
+"""`make bench`: what our own work takes, beside the same engine's on a program that does nothing.
+
+Each round runs every command on both programs, one right after the other, by each engine that is found; `own` is the
+median of the differences. Then eight gpu stacks come up at once. ROUNDS (3) sets how often. With STACK=<name> it
+measures instead how fast that running stack answers: REQUESTS (20), CLIENTS (4), TOKENS (64).
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.bench.stage import STACKS, BenchError, Engine, Run, Stage, open_stage
+from tests.bench.tokens import measure_stack
+from tests.sandbox.world import SandboxError
+
+PROGRAMS = ("sample", "gpu")
+UP = ("up", "--yes", "--skip-preview")
+DESTROY = ("destroy", "--yes", "--skip-preview")
+COMMANDS = {"preview": ("preview",), "up": UP, "up, unchanged": UP, "destroy": DESTROY}
+OWN_SECONDS = {"preview": 1.0, "up": 3.0, "up, unchanged": 3.0, "destroy": 2.0}
+"""What is aimed at: never a reason to fail, machines differ."""
+PEAK_MB = 120
+CROWD_EXTRA_SECONDS = 5.0
+
+Pairs = dict[tuple[str, str], list[tuple[Run, Run]]]
+"""Engine and command → for each round the run on the sample program and the run on ours."""
+
+
+def main() -> int:
+    """Measure and print."""
+    if stack := os.environ.get("STACK"):
+        return measure_stack(stack)
+    rounds = int(os.environ.get("ROUNDS", "3"))
+    try:
+        with tempfile.TemporaryDirectory(prefix="gpu-bench-") as folder, open_stage(Path(folder), _tell) as stage:
+            pairs = measure_pairs(stage, rounds)
+            engine = stage.engines[-1]
+            crowd = measure_crowd(stage, engine)
+    except (BenchError, SandboxError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    alone = max(ours.seconds for _, ours in pairs[engine.name, "up"])
+    print("\n".join(["", *render_times(pairs), "", *render_peaks(pairs), "", *render_crowd(engine, crowd, alone)]))
+    return 0
+
+
+def measure_pairs(stage: Stage, rounds: int) -> Pairs:
+    """Run every command on both programs by every engine, so many times; every other round ours goes first."""
+    pairs: Pairs = {(engine.name, command): [] for engine in stage.engines for command in COMMANDS}
+    for number in range(rounds):
+        for engine, stack in zip(stage.engines, STACKS, strict=False):
+            for command, words in COMMANDS.items():
+                order = PROGRAMS if number % 2 == 0 else PROGRAMS[::-1]
+                runs = {program: stage.run(engine, program, stack, *words) for program in order}
+                pairs[engine.name, command].append((runs["sample"], runs["gpu"]))
+            told = ", ".join(f"{command} {pairs[engine.name, command][-1][1].seconds:.1f} s" for command in COMMANDS)
+            _tell(f"round {number + 1} of {rounds}, {engine.name}: {told}")
+    return pairs
+
+
+def measure_crowd(stage: Stage, engine: Engine) -> list[Run]:
+    """Bring every gpu stack up at once, and then back down."""
+    with ThreadPoolExecutor(len(STACKS)) as pool:
+        runs = list(pool.map(lambda stack: stage.run(engine, "gpu", stack, *UP), STACKS))
+        _tell(f"{len(STACKS)} stacks at once, {engine.name}: up after {max(run.seconds for run in runs):.1f} s")
+        list(pool.map(lambda stack: stage.run(engine, "gpu", stack, *DESTROY), STACKS))
+    return runs
+
+
+def render_times(pairs: Pairs) -> list[str]:
+    """Return the table of wall times, medians in seconds."""
+    lines = [f"{'seconds, medians':<28}{'sample':>8}{'gpu':>8}{'own':>8}{'target':>9}"]
+    for (engine, command), runs in pairs.items():
+        sample, ours = (statistics.median(run.seconds for run in side) for side in zip(*runs, strict=True))
+        own = statistics.median(ours.seconds - sample.seconds for sample, ours in runs)
+        target = OWN_SECONDS[command]
+        lines.append(f"{engine + ': ' + command:<28}{sample:>8.2f}{ours:>8.2f}{own:>8.2f}{_target(own, target)}")
+    return lines
+
+
+def render_peaks(pairs: Pairs) -> list[str]:
+    """Return the table of the provider process's memory, the most of all its commands, medians over the rounds."""
+    lines = [f"{'provider, peak MB, medians':<28}{'sample':>8}{'gpu':>8}{'':8}{'target':>9}"]
+    for engine in dict.fromkeys(engine for engine, _ in pairs):
+        rounds = zip(*(pairs[engine, command] for command in COMMANDS), strict=True)
+        peaks = [[max(pair[side].peak_bytes for pair in round_) / 1e6 for side in (0, 1)] for round_ in rounds]
+        sample, ours = (statistics.median(side) for side in zip(*peaks, strict=True))
+        lines.append(f"{engine:<28}{sample:>8.0f}{ours:>8.0f}{'':8}{_target(ours, PEAK_MB)}")
+    return lines
+
+
+def render_crowd(engine: Engine, runs: Sequence[Run], alone: float) -> list[str]:
+    """Return the table of many stacks at once, in seconds; the target leaves each no more than a little extra."""
+    last = max(run.seconds for run in runs)
+    return [
+        f"{f'{len(runs)} gpu stacks at once, seconds':<28}{'alone':>8}{'last':>8}{'extra':>8}{'target':>9}",
+        f"{engine.name + ': up':<28}{alone:>8.2f}{last:>8.2f}{last - alone:>8.2f}"
+        f"{_target(last - alone, CROWD_EXTRA_SECONDS)}",
+    ]
+
+
+def _target(figure: float, target: float) -> str:
+    return f"{f'< {target:g}':>9}" + ("" if figure < target else "   missed")
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
