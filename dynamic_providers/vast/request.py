@@ -84,21 +84,14 @@ class MachineRequest:
     @classmethod
     def from_props(cls, props: Mapping[str, Any]) -> Self:
         """Read the inputs of a VastInstance. Pulumi carries every number as a float, lists for tuples, no None."""
-        need, model, terms = props["need"], props["model"], props["terms"]
+        need, terms = props["need"], props["terms"]
         return cls(
             stack=props["stack"],
             uid=props["uid"],
             fleet=FleetKeys(props["fleet_id"], props["ca_certificate"], props["sign"], props["observe"]),
             need=_parse_need(need),
             image=props["image"],
-            model=ModelRequest(
-                release=model["release"],
-                size_bytes=int(model["size_bytes"]),
-                served_name=model["served_name"],
-                max_model_len=int(model["max_model_len"]) if model.get("max_model_len") else None,
-                vllm_args=tuple(model.get("vllm_args", ())),
-                clients=tuple(model["clients"]),
-            ),
+            model=_parse_model(props["model"]),
             terms=LeaseTerms(
                 **_known(LeaseTerms, terms)
                 | {"idle_minutes": int(terms["idle_minutes"]), "attempts": int(terms["attempts"])}
@@ -194,7 +187,20 @@ def is_updated_by(olds: Mapping[str, Any], news: Mapping[str, Any], settings_has
     """
     lease = ("max_hours", "idle_minutes")  # they stand in the label, and in the certificate's life
     is_applied = olds.get("applied") == settings_hash and olds.get("is_ready", False)
-    return not is_applied or any(olds["terms"].get(key) != news["terms"].get(key) for key in lease)
+    # A run that is killed between the change and its record leaves the outputs of the former settings, tokens too.
+    is_recorded = _parse_model(olds["model"]) == _parse_model(news["model"])
+    return not (is_applied and is_recorded) or any(olds["terms"].get(key) != news["terms"].get(key) for key in lease)
+
+
+def _parse_model(props: Mapping[str, Any]) -> ModelRequest:
+    return ModelRequest(
+        release=props["release"],
+        size_bytes=int(props["size_bytes"]),
+        served_name=props["served_name"],
+        max_model_len=int(props["max_model_len"]) if props.get("max_model_len") else None,
+        vllm_args=tuple(props.get("vllm_args", ())),
+        clients=tuple(props["clients"]),
+    )
 
 
 def _parse_need(props: Mapping[str, Any]) -> GpuNeed:

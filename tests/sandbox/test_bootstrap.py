@@ -267,6 +267,7 @@ def test_a_closed_door_says_so_and_cuts_nobody(in_serving_world: InWorld) -> Non
         async with await connect(world.target(), deadline=SOON) as machine:
             await run.close_door(machine)
             await run.close_door(machine)
+            assert await run.read_settings_hash(machine) is None, "who comes next must see that it does not serve"
         refused = await world.ask("GET", "/v1/models")
         assert refused.status_code == 503
         assert refused.headers["retry-after"].isdigit()

@@ -227,6 +227,13 @@ def test_a_moving_market_changes_nothing() -> None:
         pytest.param(outputs(applied="another"), LeaseTerms(), APPLIED, True, id="machine-reports-something-else"),
         pytest.param(outputs(applied=None), LeaseTerms(), APPLIED, True, id="nothing-applied"),
         pytest.param(outputs(is_ready=False), LeaseTerms(), APPLIED, True, id="label-does-not-say-ready"),
+        pytest.param(
+            outputs() | {"model": through_pulumi(a_request(model=a_model(clients=("default",))).to_props()["model"])},
+            LeaseTerms(),
+            APPLIED,
+            True,
+            id="applied-and-never-recorded",
+        ),
         pytest.param(outputs(), LeaseTerms(max_hours=9), APPLIED, True, id="longer-lease"),
         pytest.param(outputs(), LeaseTerms(idle_minutes=16), APPLIED, True, id="idle-limit"),
         pytest.param(outputs(), LeaseTerms(boot_minutes=30), APPLIED, False, id="boot-deadline-is-of-the-next-boot"),
