@@ -341,7 +341,7 @@ def test_either_engine_takes_over_the_others_stack(world: World) -> None:
 def _real(world: World) -> World:
     path = shutil.which("pulumi")
     if not path or "stand-in" in World(world.folder, [path], world.env).run("version").out:
-        pytest.skip("no real Pulumi CLI on PATH")
+        pytest.skip("the real Pulumi CLI is not on PATH")
     env = {key: value for key, value in world.env.items() if key != "PULUMI_DEBUG_GRPC"}
     return World(world.folder, [path], {**env, "PATH": f"{world.env['PATH']}{os.pathsep}{Path(path).parent}"})
 
