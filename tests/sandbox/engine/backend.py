@@ -46,7 +46,7 @@ def save_login(url: str) -> None:
     """Remember *url* as the backend; empty forgets it."""
     path = pulumi_home() / "credentials.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"current": url, "accessTokens": {url: ""} if url else {}}, indent=4))
+    _put(path, json.dumps({"current": url, "accessTokens": {url: ""} if url else {}}, indent=4))
 
 
 class FileBackend:
@@ -90,18 +90,16 @@ class FileBackend:
         return Checkpoint.read(self.raw(stack), vault)
 
     def write(self, stack: str, deployment: dict[str, Any]) -> None:
-        """Write the state whole, by rename: a killed engine leaves the last good one."""
+        """Write the state; a killed engine leaves the last good one."""
         path = self.path(stack)
         path.parent.mkdir(parents=True, exist_ok=True)
         meta = self._book / "meta.yaml"
         if not meta.exists():
             meta.write_text("version: 1\n")
         document = {"version": 3, "checkpoint": {"stack": self.full_name(stack), "latest": deployment}}
-        new = path.with_suffix(".json.new")
-        new.write_text(json.dumps(document, separators=(",", ":")))
         if path.exists():
             shutil.copyfile(path, path.with_suffix(".json.bak"))
-        new.replace(path)
+        _put(path, json.dumps(document, separators=(",", ":")))
         for stale in (path, path.with_suffix(".json.bak")):
             Path(f"{stale}.attrs").unlink(missing_ok=True)  # the real CLI's checksums of what was there before
 
@@ -132,7 +130,7 @@ class FileBackend:
             "hostname": socket.gethostname(),
             "timestamp": datetime.now().astimezone().isoformat(),
         }
-        mine.write_text(json.dumps(holder))
+        _put(mine, json.dumps(holder))
         try:
             self._refuse_locked(stack, mine)  # two may have looked at the same moment
             yield mine
@@ -180,6 +178,11 @@ class FileBackend:
         path.parent.mkdir(parents=True, exist_ok=True)
         document = json.loads(path.read_text()) if path.exists() else {}
         stacks = {**document.get("stacks", {}), self.url: self.full_name(stack) if stack else ""}
-        path.write_text(
-            json.dumps({**document, "stacks": {url: name for url, name in stacks.items() if name}}, indent=4)
-        )
+        _put(path, json.dumps({**document, "stacks": {url: name for url, name in stacks.items() if name}}, indent=4))
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a file whole: whoever reads it meanwhile, or kills us, finds the former one or this one."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    new.write_text(text)
+    new.replace(path)

@@ -5,7 +5,7 @@ Source: Pulumi 3.260, pkg/resource/deploy/step_generator.go (calculateDependentR
 
 from collections.abc import Container, Iterable
 
-from tests.sandbox.engine.providers import Registry
+from tests.sandbox.engine.registry import Registry
 from tests.sandbox.engine.state import Resource
 from tests.sandbox.engine.values import UNKNOWN
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from tests.sandbox.engine.dependents import forget, replaced_with
 from tests.sandbox.engine.display import Display
 from tests.sandbox.engine.errors import EngineError, ResourceError
-from tests.sandbox.engine.providers import Diff, Provider, Registry
+from tests.sandbox.engine.providers import Diff, Provider
+from tests.sandbox.engine.registry import Registry
 from tests.sandbox.engine.state import PROVIDER_PREFIX, STACK_TYPE, Resource, Snapshot
 from tests.sandbox.engine.steps import Steps, row
 from tests.sandbox.engine.values import Props, changed_keys, reset_ignored
@@ -125,7 +126,7 @@ class Deployment:
             Stopped: The deployment failed or was cancelled, here or elsewhere.
         """
         resource = goal.resource
-        with self._deciding:
+        with self._under_way(), self._deciding:
             if self.ended:
                 raise Stopped
             with self._reporting(resource):
@@ -141,7 +142,7 @@ class Deployment:
 
     def read(self, resource: Resource) -> Resource:
         """Read a resource that someone else owns."""
-        with self._deciding:
+        with self._under_way(), self._deciding:
             if self.ended:
                 raise Stopped
             with self._reporting(resource):
@@ -308,14 +309,19 @@ class Deployment:
 
     @contextlib.contextmanager
     def _step(self, resource: Resource, operation: str) -> Iterator[None]:
-        """Count a step as under way; a failure is reported and ends the deployment for everyone."""
+        """Carry a step out; a failure is reported and ends the deployment for everyone."""
+        with self._under_way(), self._slots, self._reporting(resource, operation):
+            if self.ended:  # only now: while we queued, another step may have failed
+                raise Stopped
+            yield
+
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """Let nobody end the deployment under something that it has begun: a step, or a provider that starts."""
         with self._state:
             self._running += 1
         try:
-            with self._slots, self._reporting(resource, operation):
-                if self.ended:  # only now: while we queued, another step may have failed
-                    raise Stopped
-                yield
+            yield
         finally:
             with self._state:
                 self._running -= 1

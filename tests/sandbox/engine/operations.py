@@ -20,9 +20,9 @@ from tests.sandbox.engine.errors import EngineError
 from tests.sandbox.engine.monitor import EngineLog, Monitor, serve
 from tests.sandbox.engine.processes import Child, start_program
 from tests.sandbox.engine.project import Config, Project, StackFile, open_vault
-from tests.sandbox.engine.providers import Registry
+from tests.sandbox.engine.registry import Registry
 from tests.sandbox.engine.state import STACK_TYPE, Checkpoint, Snapshot, unsealing
-from tests.sandbox.engine.values import SIGNATURE, Props, Value, any_value
+from tests.sandbox.engine.values import Props, any_value, is_secret, map_value
 
 _ERROR_SHOWN = 32  # the program's exit code when its error is in the log already
 
@@ -62,6 +62,7 @@ class Operation:
         self._program: Child | None = None
         self._lock_file: Path | None = None
         self._signals = 0
+        self._aborting: threading.Thread | None = None
 
     def run(self) -> int:
         """Preview, ask, do it; return the exit code."""
@@ -113,6 +114,8 @@ class Operation:
         registry.on_line = display.info
         deployment = Deployment(snapshot, registry, display, preview=preview, parallel=self._parallel)
         self._deployment = deployment
+        if self._signals:  # it came between two deployments
+            deployment.cancel()
         monitor = Monitor(deployment, (self._project.name, self._stack), config, self._read_outputs, self._parallel)
         server, registry.address = serve(monitor, EngineLog(display))
         display.header()
@@ -122,6 +125,8 @@ class Operation:
             deployment.close()
             registry.close()
             server.stop(0)
+            if self._aborting:
+                self._aborting.join()  # it ends the providers, and then us
         if options.json:
             print(_preview_json(config, deployment))
         news = self._outputs_after(deployment, olds)
@@ -214,20 +219,22 @@ class Operation:
         try:
             return dict(unsealing(vault)(outputs))
         except EngineError:
-            # The real engine goes on as well, with an empty object in the secret's place.
+            # The real engine goes on as well, with an empty object in each secret's place, however deep.
             if self._deployment:
                 self._deployment.display.info(f"eliding undecryptable secrets for stack reference '{name}'")
-            hollow: dict[str, Value] = {
-                key: {} if isinstance(value, dict) and SIGNATURE in value else value for key, value in outputs.items()
+            return {
+                key: map_value(value, lambda node: {} if is_secret(node) else node) for key, value in outputs.items()
             }
-            return hollow
 
     # Ctrl-C. The first asks everyone to stop and waits; the second ends everything.
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
-        act = self._cancel if self._signals == 1 else self._abort
-        threading.Thread(target=act, daemon=True).start()
+        if self._signals == 1:
+            threading.Thread(target=self._cancel, daemon=True).start()
+        elif self._signals == 2:
+            self._aborting = threading.Thread(target=self._abort, daemon=True)
+            self._aborting.start()
 
     def _cancel(self) -> None:
         print(

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Child:
 
     def __init__(self, command: list[str], cwd: Path, env: dict[str, str], on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
+        self._gone = False
         # Its own group: a Ctrl-C in the terminal reaches the engine alone, and a killed engine leaves it running.
         self.process = subprocess.Popen(
             command,
@@ -57,25 +58,14 @@ class Child:
         if self.process.poll() is None:
             self._signal(signal.SIGKILL)
 
-    def stop(self) -> None:
-        """Interrupt the group, and kill what does not listen: the shell may end before what it started."""
-        deadline = time.monotonic() + _SHUTDOWN_S
-        alive = self._signal(signal.SIGINT)
-        while alive and time.monotonic() < deadline:
-            time.sleep(0.01)
-            self.process.poll()
-            alive = self._signal(0)
-        self._signal(signal.SIGKILL)
-        self.process.wait()
-        self._drain()
-
     def _signal(self, number: int) -> bool:
-        """Signal the group; say whether there is one."""
-        try:
-            os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            return False
-        return True
+        """Signal the group; say whether there is one. Once it is gone, its number may be someone else's."""
+        if not self._gone:
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
+                self._gone = True
+        return not self._gone
 
     def _drain(self) -> None:
         for reader in self._readers:
@@ -89,6 +79,21 @@ class Child:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         return thread
+
+
+def stop_all(children: Collection[Child]) -> None:
+    """Interrupt the groups, and kill what does not listen: a shell may end before what it started."""
+    deadline = time.monotonic() + _SHUTDOWN_S
+    alive = [child for child in children if child._signal(signal.SIGINT)]
+    while alive and time.monotonic() < deadline:
+        time.sleep(0.01)
+        for child in alive:
+            child.process.poll()
+        alive = [child for child in alive if child._signal(0)]
+    for child in alive:
+        child._signal(signal.SIGKILL)
+    for child in children:
+        child.wait()
 
 
 def start_program(
@@ -128,8 +133,8 @@ def start_program(
     return child
 
 
-def start_provider(project: Project, address: str, on_line: Callable[[str], None]) -> tuple[Child, int]:
-    """Run the SDK's host of dynamic providers, through a shell as the real engine; return it and its port."""
+def start_provider(project: Project, address: str, on_line: Callable[[str], None]) -> Child:
+    """Run the SDK's host of dynamic providers, through a shell as the real engine; once ready, it says its port."""
     env = dict(os.environ)
     for option, value in project.runtime_options.items():
         env[f"PULUMI_RUNTIME_{option.upper()}"] = str(value)
@@ -140,14 +145,18 @@ def start_provider(project: Project, address: str, on_line: Callable[[str], None
         env["PATH"] = f"{virtualenv / 'bin'}{os.pathsep}{env.get('PATH', '')}"
         env.pop("PYTHONHOME", None)
     host = [_python(virtualenv), "-u", "-m", "pulumi.dynamic", address]
-    child = Child(["/bin/sh", "-c", '"$@"; exit $?', "provider", *host], project.main, env, on_line)
+    return Child(["/bin/sh", "-c", '"$@"; exit $?', "provider", *host], project.main, env, on_line)
+
+
+def read_port(child: Child) -> int:
+    """Return the port of a provider's process once it is ready."""
     assert child.process.stdout is not None
     port = child.process.stdout.readline().strip()
     if not port.isdigit():
-        child.stop()
+        stop_all([child])
         raise EngineError(f"the provider's process ended before it was ready (exit code {child.wait()}): {port}")
     child.hand_on_stdout()
-    return child, int(port)
+    return int(port)
 
 
 def _virtualenv(project: Project, base: Path) -> Path | None:

@@ -1,31 +1,26 @@
 """Providers: the SDK's host of dynamic resources over gRPC, and the engine's own `pulumi`, which reads other stacks.
 
-Source: Pulumi 3.260, pkg/resource/plugin/provider_plugin.go and pkg/resource/deploy/{builtins,default_providers}.go.
+Source: Pulumi 3.260, pkg/resource/plugin/provider_plugin.go and pkg/resource/deploy/builtins.go.
 """
 
 import contextlib
 import os
-import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tests.sandbox.engine.errors import EngineError, ResourceError
-from tests.sandbox.engine.processes import Child, start_provider
-from tests.sandbox.engine.project import Config, Project
+from tests.sandbox.engine.processes import Child, read_port, stop_all
 from tests.sandbox.engine.protocol import CHANNEL_OPTIONS, empty_pb2, grpc, provider_pb2, provider_pb2_grpc, struct_pb2
-from tests.sandbox.engine.state import PROVIDER_PREFIX, Resource, now
+from tests.sandbox.engine.state import PROVIDER_PREFIX, Resource
 from tests.sandbox.engine.trace import trace
 from tests.sandbox.engine.values import (
-    UNKNOWN,
     Props,
     Value,
     contains_secret,
     from_struct,
     mark_like,
     plain,
-    secret,
     to_struct,
 )
 
@@ -67,11 +62,11 @@ class Provider(Protocol):
 class DynamicProvider:
     """One process of `python -m pulumi.dynamic`."""
 
-    def __init__(self, project: Project, address: str, on_line: Callable[[str], None]) -> None:
-        self.child: Child
-        self.child, port = start_provider(project, address, on_line)
-        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS)
+    def __init__(self, child: Child, address: str) -> None:
+        self._child = child
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{read_port(child)}", options=CHANNEL_OPTIONS)
         self._stub = provider_pb2_grpc.ResourceProviderStub(self._channel)
+        self._cancelling: Any = None
         self._probe("Handshake", provider_pb2.ProviderHandshakeRequest(engine_address=address, configure_with_urn=True))
 
     def configure(self, record: Resource) -> None:
@@ -177,14 +172,15 @@ class DynamicProvider:
     def cancel(self) -> None:
         """Tell it that the person wants to stop. What runs goes on; the answer may wait behind four running calls."""
         trace("Cancel", "request_started", empty_pb2.Empty())
-        self._stub.Cancel.future(empty_pb2.Empty())
+        # Kept: a call that nobody refers to is taken back, often before it was sent.
+        self._cancelling = self._stub.Cancel.future(empty_pb2.Empty())
 
     def close(self) -> None:
         """End the process."""
         with contextlib.suppress(EngineError):  # it may be gone already
             self._probe("Cancel", empty_pb2.Empty(), timeout=1)
         self._channel.close()
-        self.child.stop()
+        stop_all([self._child])
 
     def _call(self, method: str, urn: str, request: Any) -> Any:
         try:
@@ -245,89 +241,6 @@ def stack_reference(name: str, read_outputs: ReadOutputs) -> Props:
     outputs = read_outputs(name)
     hidden = sorted(key for key, value in outputs.items() if contains_secret(value))
     return {"name": name, "outputs": outputs, "secretOutputNames": hidden}
-
-
-class Registry:
-    """The provider processes of one preview or update, and their records in the state."""
-
-    def __init__(
-        self, project: Project, config: Config, stack: str, read_outputs: ReadOutputs, *, preview: bool
-    ) -> None:
-        self.address = ""  # the engine's own; known once its server listens
-        self.on_line: Callable[[str], None] = lambda line: None
-        self._project = project
-        self._config = config
-        self._stack = stack
-        self._preview = preview
-        self._builtin = BuiltinProvider(read_outputs)
-        self._lock = threading.Lock()
-        self._running: dict[str, tuple[Resource, DynamicProvider]] = {}  # by the record's urn
-
-    def record(self, package: str, old: Resource | None) -> Resource:
-        """Return the record of a package's default provider as it should be now."""
-        if package not in ("pulumi", "pulumi-python"):
-            raise EngineError(
-                f"no provider for package '{package}': the sandbox's stand-in serves Python dynamic resources"
-            )
-        kind = f"{PROVIDER_PREFIX}{package}"
-        inputs: Props = {}
-        if package == "pulumi-python":
-            for key, value in self._config.values.items():
-                inputs[key] = secret(value) if key in self._config.secret_keys else value
-        urn = f"urn:pulumi:{self._stack}::{self._project.name}::{kind}::default"
-        fresh = UNKNOWN if self._preview else str(uuid.uuid4())
-        same = old is not None and plain(old.inputs) == plain(inputs)
-        return Resource(
-            urn=urn,
-            type=kind,
-            custom=True,
-            id=old.id if old else fresh,
-            inputs=inputs,
-            outputs=dict(inputs),
-            created=old.created if old else now(),
-            modified=old.modified if old and same else now(),
-        )
-
-    def open(self, record: Resource, old: Resource | None = None) -> Provider:
-        """Return the provider that *record* describes; one that runs with other settings is ended first."""
-        if record.type == f"{PROVIDER_PREFIX}pulumi":
-            return self._builtin
-        with self._lock:
-            if found := self._running.get(record.urn):
-                if plain(found[0].inputs) == plain(record.inputs):
-                    return found[1]
-                found[1].close()
-            provider = DynamicProvider(self._project, self.address, self.on_line)
-            if old is not record:
-                provider.probe_config(record, old)
-            provider.configure(record)
-            self._running[record.urn] = (record, provider)
-            return provider
-
-    def of(self, resource: Resource, records: list[Resource]) -> Provider:
-        """Return the provider of a resource of the state; *records* are where its own record stands."""
-        if found := self._running.get(resource.provider_urn):
-            return found[1]
-        for record in records:
-            if record.urn == resource.provider_urn:
-                return self.open(record, record)
-        raise ResourceError(resource.urn, f"unknown provider {resource.provider!r}")
-
-    def cancel(self) -> None:
-        """Send `Cancel` to every process."""
-        for _, provider in list(self._running.values()):
-            provider.cancel()
-
-    def close(self) -> None:
-        """End every process."""
-        for _, provider in list(self._running.values()):
-            provider.close()
-        self._running.clear()
-
-    def abort(self) -> None:
-        """End every process without asking."""
-        for _, provider in list(self._running.values()):
-            provider.child.stop()
 
 
 def _struct(props: dict[str, Value]) -> Any:

@@ -2,6 +2,8 @@
 """A resource that does what its inputs say; every deed is a line in the file $TOY_LOG."""
 
 import os
+import sys
+import threading
 import time
 from typing import Any
 
@@ -12,6 +14,17 @@ from pulumi import dynamic as d
 def _note(deed: str, props: dict[str, Any]) -> None:
     with open(os.environ["TOY_LOG"], "a") as log:
         log.write(f"{deed} {props['text']}\n")
+
+
+CANCELLED = threading.Event()
+
+
+def _hear_cancel(self, request, context):
+    from google.protobuf import empty_pb2  # this code runs in the SDK's main module, in the place of its own
+    from toys import CANCELLED
+
+    CANCELLED.set()
+    return empty_pb2.Empty()
 
 
 class ToyProvider(d.ResourceProvider):
@@ -27,6 +40,10 @@ class ToyProvider(d.ResourceProvider):
             print(say)
         if os.environ.get("TOY_STUBBORN"):
             _note("begin", props)
+        if props.get("until_cancelled"):
+            sys.modules["__main__"].DynamicResourceProviderServicer.Cancel.__code__ = _hear_cancel.__code__
+            _note("wait", props)
+            _note("cancelled" if CANCELLED.wait(20) else "never cancelled", props)
         time.sleep(float(props.get("slow_s", 0)))
         if props.get("fail"):
             _note("fail", props)

@@ -25,4 +25,6 @@ for spec in json.loads(config.get("toys") or "[]"):
 if other := config.get("other"):
     pulumi.export("theirs", pulumi.runtime.invoke("pulumi:pulumi:readStackOutputs", {"name": other}).value["outputs"])
 pulumi.export("hidden", pulumi.Output.secret("shh"))
+if config.get("nested"):
+    pulumi.export("nested", {"open": 1, "deep": [{"hidden": pulumi.Output.secret("shh")}]})
 pulumi.export("config", config.get_object("settings"))
