@@ -1,4 +1,4 @@
-"""The process that Pulumi's SDK runs our providers in: what it lacks, and how we make up for it (ADR 0003).
+"""The process that Pulumi's SDK runs our providers in: what it lacks, and how we make up for it (ADRs 0003 and 0006).
 
 Nothing here imports Pulumi. The SDK is pinned, and `tests/unit/test_provider_grpc.py` drives it as the engine does.
 """

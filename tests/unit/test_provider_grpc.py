@@ -1,4 +1,4 @@
-"""The SDK's own host of dynamic providers, driven over gRPC as the engine drives it (ADR 0003)."""
+"""The SDK's own host of dynamic providers, driven over gRPC as the engine drives it (ADRs 0003 and 0006)."""
 
 import base64
 import os
