@@ -117,7 +117,7 @@ def update(
     instance = world.client.show_instance(instance_id)
     if instance is None or instance.status != "running":
         raise BootError("engine", f"instance {instance_id} does not run now: run `pulumi up` again to replace it")
-    old_label = instance.parsed or replace(new_label(world, olds), phase=Phase.READY)
+    old_label = _label_of(world, instance, olds)
     longer = timedelta(hours=news.terms.max_hours - olds.terms.max_hours)
     fresh = new_label(world, news)
     label = replace(fresh, expires_at=old_label.expires_at + longer)
@@ -166,7 +166,7 @@ def read(world: World, instance_id: int, request: MachineRequest, olds: Mapping[
     if instance is None:
         return None
     label = instance.parsed
-    is_ready = label is not None and label.phase is Phase.READY and label.uid == request.uid
+    is_ready = label is not None and label.phase is Phase.READY and instance.belongs_to(request.fleet.id, request.uid)
     outputs = dict(olds) | {"is_stopped": instance.is_stopped, "is_ready": is_ready}
     if not instance.is_stopped:
         token = keys.control_token(request.fleet.observe, request.uid, instance_id)
@@ -175,6 +175,15 @@ def read(world: World, instance_id: int, request: MachineRequest, olds: Mapping[
         if state is not None:  # unreachable is unknown, and unknown changes nothing
             outputs["applied"] = str(state.get("settings"))
     return outputs
+
+
+def _label_of(world: World, instance: Instance, request: MachineRequest) -> Label:
+    """Return the label of a machine of this lease, or what it was before somebody spoilt it."""
+    if instance.parsed is not None and instance.belongs_to(request.fleet.id, request.uid):
+        return instance.parsed
+    # The lease began with the rent: to spoil a label must not make it last longer.
+    expires_at = instance.started_at.replace(microsecond=0) + timedelta(hours=request.terms.max_hours)
+    return replace(new_label(world, request), phase=Phase.READY, expires_at=expires_at)
 
 
 def _files(store: Store, request: MachineRequest) -> tuple[ModelFile, ...]:
@@ -219,14 +228,8 @@ def _bring_up(
     host_key = asyncio.run(_unless_stopped(world, work))
     endpoint = f"https://{instance.address}:{instance.door_port}"
     token = identity.tokens[request.model.clients[0]]
-    question = ready.first_token(
-        endpoint,
-        request.fleet.ca_certificate,
-        token,
-        engine.served_name,
-        deadline=boot.left("first token"),
-        embeds=engine.embeds,
-    )
+    authority, limit = request.fleet.ca_certificate, boot.left("first token")
+    question = ready.first_token(endpoint, authority, token, engine.served_name, deadline=limit, embeds=engine.embeds)
     asyncio.run(_unless_stopped(world, question))
     boot.done("first token", endpoint)
     world.market.relabel(instance.id, label.ready().render())
