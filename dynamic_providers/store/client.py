@@ -256,14 +256,17 @@ class Store:
     @cached_property
     def _session(self) -> Any:
         import boto3
+        from botocore.session import Session
 
-        if isinstance(self._keys, str):
-            return boto3.Session(profile_name=self._keys)
-        return boto3.Session(
-            aws_access_key_id=self._keys.access_key_id,
-            aws_secret_access_key=self._keys.secret_access_key,
-            aws_session_token=self._keys.session_token,
-        )
+        from dynamic_providers.store.loader import SlimLoader
+
+        session = Session(profile=self._keys if isinstance(self._keys, str) else None)
+        session.register_component("data_loader", SlimLoader(include_default_search_paths=True))
+        if not isinstance(self._keys, str):
+            session.set_credentials(
+                self._keys.access_key_id, self._keys.secret_access_key, token=self._keys.session_token
+            )
+        return boto3.Session(botocore_session=session)
 
     @cached_property
     def _transfer_config(self) -> Any:

@@ -6,12 +6,15 @@ measures instead how fast that running stack answers: REQUESTS (20), CLIENTS (4)
 """
 
 import os
+import signal
 import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from tests.bench.stage import STACKS, BenchError, Engine, Run, Stage, open_stage
 from tests.bench.tokens import measure_stack
@@ -34,7 +37,8 @@ def main() -> int:
     """Measure and print."""
     if stack := os.environ.get("STACK"):
         return measure_stack(stack)
-    rounds = int(os.environ.get("ROUNDS", "3"))
+    rounds, load = int(os.environ.get("ROUNDS", "3")), os.getloadavg()[0]
+    signal.signal(signal.SIGTERM, _stop)  # or hosts and providers would outlive us
     try:
         with tempfile.TemporaryDirectory(prefix="gpu-bench-") as folder, open_stage(Path(folder), _tell) as stage:
             pairs = measure_pairs(stage, rounds)
@@ -46,7 +50,9 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     alone = max(ours.seconds for _, ours in pairs[engine.name, "up"])
-    print("\n".join(["", *render_times(pairs), "", *render_peaks(pairs), "", *render_crowd(engine, crowd, alone)]))
+    _tell("")
+    _tell(f"{os.cpu_count()} processors, load average {load:.1f} before and {os.getloadavg()[0]:.1f} after\n")
+    _tell("\n".join([*render_times(pairs), "", *render_peaks(pairs), "", *render_crowd(engine, crowd, alone)]))
     return 0
 
 
@@ -107,6 +113,11 @@ def render_crowd(engine: Engine, runs: Sequence[Run], alone: float) -> list[str]
 
 def _target(figure: float, target: float) -> str:
     return f"{f'< {target:g}':>9}" + ("" if figure < target else "   missed")
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _tell(line: str) -> None:
