@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sandbox test test-real check fix bench lock tools pulumi
+.PHONY: help setup demo sandbox test test-real kill-points check fix bench lock tools pulumi
 
 # The first Python that will do; a machine whose python3 is older may have a newer one beside it.
 PYTHON = $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -21,11 +21,14 @@ demo: $(READY) ## the whole job before your eyes, on this machine alone (VLLM=1:
 	@$(BIN)/python -m tests.sandbox.demo
 sandbox: $(READY) ## a market, hosts and a store to try commands against, until Ctrl-C (VLLM=1: real vLLM on CPU)
 	@$(BIN)/python -m tests.sandbox
+# One worker more than cores: the tests wait for processes a good part of their time.
 test: $(READY) ## all tests but the heavy ones
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m 'not real and not live'
-test-real: $(READY) ## the heavy ones: real vLLM on CPU, the real Pulumi CLI
+	@$(BIN)/python -m pytest -q -n $$(( $$(nproc) + 1 )) --dist loadfile --no-loadscope-reorder -m 'not real and not live'
+test-real: $(READY) ## the heavy ones: real vLLM on CPU, kills of real processes, the real Pulumi CLI
 	@$(BIN)/python tests/e2e/vllm_cpu.py >/dev/null
 	@$(BIN)/python -m pytest -q -m real -p tests.e2e.skips tests
+kill-points: $(READY) ## every moment of a run × every way to break it × everything typed next: hours
+	@KILL_POINTS=all $(BIN)/python -m pytest -q -s tests/sandbox/test_killpoints.py tests/e2e/test_killpoints.py
 check: $(READY) ## format, lint and types of the whole tree
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .

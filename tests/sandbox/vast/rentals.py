@@ -50,6 +50,7 @@ class Rentals:
         self.market_url = ""
         self.alive: dict[int, Rental] = {}
         self.gone: list[Rental] = []
+        self._settled_usd: list[float] = []  # what is over costs no more: not to be added up at every request
 
     def find(self, instance_id: int) -> Rental:
         """Find an instance.
@@ -77,7 +78,10 @@ class Rentals:
     def credit(self) -> float:
         """Say what the account has left."""
         now = self._clock()
-        return self._account.paid_in - sum(bill.meter.usd(now).total for bill in self.bills())
+        for rental in self.gone[len(self._settled_usd) :]:
+            self._settled_usd.append(rental.meter.usd(now).total)
+        running = sum(rental.meter.usd(now).total for rental in self.alive.values())
+        return self._account.paid_in - sum(self._settled_usd) - running
 
     def set_credit(self, usd: float) -> None:
         """Pay in, or take away, until exactly this much is left."""

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from tests.sandbox.vast.clock import Clock
 from tests.sandbox.vast.controls import arm
-from tests.sandbox.vast.front import make_app
+from tests.sandbox.vast.front import Asked, Reply, answer, make_app
 from tests.sandbox.vast.hosts import FakeHosts, Hosts
 from tests.sandbox.vast.market import Market
 from tests.sandbox.vast.quirks import Quirks
@@ -130,6 +130,10 @@ class VastEmulator:
     def change_quirks(self, **values: Any) -> None:
         """Behave otherwise from now on, as after `POST /sandbox/quirks`."""
         self._in_loop(_later(lambda: self._market.quirks.change(values)))
+
+    def answer(self, asked: Asked) -> Reply | None:
+        """Answer a request that did not come over the network, as if it had."""
+        return self._in_loop(answer(self._market, asked))
 
     def settle(self) -> None:
         """Wait until hosts that were stopped or destroyed have ended."""
