@@ -10,20 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.engines import ENGINES
 from tests.sandbox.hosts.processes import find_processes
 from tests.sandbox.second_shell import in_second_shell, processes_in
-from tests.sandbox.world import ROOT, real_pulumi
+from tests.sandbox.world import ROOT
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
-
-ENGINES = [
-    pytest.param("1", id="stand-in"),
-    pytest.param(
-        "",
-        id="real-cli",
-        marks=pytest.mark.skipif(real_pulumi() is None, reason="needs the real Pulumi CLI, which is not here"),
-    ),
-]
 
 
 def demo(folder: Path, **switches: str) -> subprocess.Popen[str]:
@@ -37,9 +29,9 @@ def demo(folder: Path, **switches: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("stand_in", ENGINES)
-def test_the_demo_goes_from_nothing_to_first_token_and_back(tmp_path: Path, stand_in: str) -> None:
-    with demo(tmp_path / "s", STANDIN=stand_in) as process:
+@pytest.mark.parametrize("is_stand_in", ENGINES)
+def test_the_demo_goes_from_nothing_to_first_token_and_back(tmp_path: Path, is_stand_in: bool) -> None:
+    with demo(tmp_path / "s", STANDIN="1" if is_stand_in else "") as process:
         said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
     typed = [line.removeprefix("$ ") for line in said.splitlines() if line.startswith("$ ")]

@@ -17,8 +17,9 @@ import pytest
 
 from dynamic_providers.lease.label import Phase
 from dynamic_providers.lease.policy import Action, decide
+from tests.e2e.engines import ENGINES
 from tests.e2e.killing import Command, Killing
-from tests.sandbox.world import Plan, World, real_pulumi
+from tests.sandbox.world import Plan, World
 
 IS_WHOLE_PRODUCT = os.environ.get("KILL_POINTS") == "all"
 pytestmark = [pytest.mark.real, pytest.mark.timeout(7200 if IS_WHOLE_PRODUCT else 1200)]
@@ -30,15 +31,6 @@ KILLS = ("cli", "provider", "both")
 RECOVERIES = ("up", "destroy", "refresh-up")
 LINES = ("scheduled", "image", "ssh", "weights", "engine")
 """What `up` prints when a phase of the boot is over: the kill comes early in the next one."""
-
-ENGINES = [
-    pytest.param(True, id="stand-in"),
-    pytest.param(
-        False,
-        id="real-cli",
-        marks=pytest.mark.skipif(real_pulumi() is None, reason="needs the real Pulumi CLI, which is not here"),
-    ),
-]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from dynamic_providers.lease import certificates, keys
+from tests.e2e.engines import ENGINES
 from tests.sandbox.planted import ProcessWatch, Secret, files_in, find, requests_of
-from tests.sandbox.world import Plan, World, real_pulumi
+from tests.sandbox.world import Plan, World
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -147,17 +148,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(True, id="stand-in"),
-        pytest.param(
-            False,
-            id="real-cli",
-            marks=pytest.mark.skipif(real_pulumi() is None, reason="needs the real Pulumi CLI, which is not here"),
-        ),
-    ],
-)
+@pytest.fixture(scope="module", params=ENGINES)
 def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Life:
     """Return what was seen of two stacks from their creation to their end."""
     folder: Path = tmp_path_factory.mktemp("planted") / "s"

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dynamic_providers.lease.policy import Action, decide
+from tests.e2e.engines import ENGINES
 from tests.e2e.killing import Command, Killing
-from tests.sandbox.world import Plan, World, real_pulumi
+from tests.sandbox.world import Plan, World
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -30,17 +31,7 @@ PHASES = {
 """The line that `up` prints before a phase, and how long after it the run is stopped."""
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(True, id="stand-in"),
-        pytest.param(
-            False,
-            id="real-cli",
-            marks=pytest.mark.skipif(real_pulumi() is None, reason="needs the real Pulumi CLI, which is not here"),
-        ),
-    ],
-)
+@pytest.fixture(scope="module", params=ENGINES)
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killing]:
     """Return a stack whose machine takes its time in every phase."""
     folder: Path = tmp_path_factory.mktemp("stopping") / "s"

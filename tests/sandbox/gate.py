@@ -9,6 +9,12 @@ from urllib.parse import urlsplit
 HOLD_SECONDS = 60.0
 
 
+def moment_of(method: str, target: str) -> str:
+    """Return what a request to the market is called, whichever instance it is about: `GET instances/N`."""
+    parts = target.partition("?")[0].strip("/").split("/")[2:]  # after api/v0
+    return f"{method} {'/'.join('N' if part.isdigit() else part for part in parts)}"
+
+
 class Gate:
     """Stands before a market, with a URL of its own.
 
@@ -74,8 +80,7 @@ class Gate:
         return self._lets_through
 
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
-        parts = request.path.partition("?")[0].strip("/").split("/")[2:]  # after api/v0
-        line = f"{request.command} {'/'.join('N' if part.isdigit() else part for part in parts)}"
+        line = moment_of(request.command, request.path)
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         if not self._pass(f"before {line}"):
             return

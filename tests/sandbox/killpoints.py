@@ -30,6 +30,7 @@ from dynamic_providers.vast.models import Instance
 from dynamic_providers.vast.rent import World
 from dynamic_providers.vast.request import MachineRequest
 from tests.sandbox.fake_machines import FakeMachine, FakeMachines, fake_machines
+from tests.sandbox.gate import moment_of
 from tests.sandbox.stage import Stage
 from tests.sandbox.vast.front import Asked
 from tests.sandbox.vast.server import VastEmulator
@@ -131,10 +132,8 @@ class Wire(httpx.BaseTransport):
         self._breaker, self._market = breaker, market
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        parts = ["N" if part.isdigit() else part for part in request.url.path.strip("/").split("/")]
-        path = "/".join(parts[2:])  # after api/v0
         try:
-            with self._breaker.request(f"market {request.method} {path}"):
+            with self._breaker.request(f"market {moment_of(request.method, request.url.path)}"):
                 target, text = request.url.raw_path.decode(), request.content.decode()
                 reply = self._market.answer(Asked(request.method, target, request.headers, text))
         except ConnectionResetError as error:

@@ -50,7 +50,7 @@ class Rentals:
         self.market_url = ""
         self.alive: dict[int, Rental] = {}
         self.gone: list[Rental] = []
-        self._settled_usd: list[float] = []  # what is over costs no more: not to be added up at every request
+        self._settled_usd = 0.0  # what is over costs no more: not to be added up at every request
 
     def find(self, instance_id: int) -> Rental:
         """Find an instance.
@@ -78,10 +78,8 @@ class Rentals:
     def credit(self) -> float:
         """Say what the account has left."""
         now = self._clock()
-        for rental in self.gone[len(self._settled_usd) :]:
-            self._settled_usd.append(rental.meter.usd(now).total)
         running = sum(rental.meter.usd(now).total for rental in self.alive.values())
-        return self._account.paid_in - sum(self._settled_usd) - running
+        return self._account.paid_in - self._settled_usd - running
 
     def set_credit(self, usd: float) -> None:
         """Pay in, or take away, until exactly this much is left."""
@@ -206,6 +204,7 @@ class Rentals:
         now = self._clock()
         rental.last_row = rental.row(now)
         rental.meter.close(now)
+        self._settled_usd += rental.meter.usd(now).total
         self.gone.append(self.alive.pop(rental.id))
         self._board.give_back(rental.machine, rental.offer["num_gpus"])
         self._do(self._power_off(rental, self._hosts.destroy))
