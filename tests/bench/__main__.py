@@ -43,7 +43,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="gpu-bench-") as folder, open_stage(Path(folder), _tell) as stage:
             pairs = measure_pairs(stage, rounds)
             engine = stage.engines[-1]
-            crowd = measure_crowd(stage, engine)
+            crowd, busy = measure_crowd(stage, engine)
     except (BenchError, SandboxError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -52,7 +52,7 @@ def main() -> int:
     alone = max(ours.seconds for _, ours in pairs[engine.name, "up"])
     _tell("")
     _tell(f"{os.cpu_count()} processors, load average {load:.1f} before and {os.getloadavg()[0]:.1f} after\n")
-    _tell("\n".join([*render_times(pairs), "", *render_peaks(pairs), "", *render_crowd(engine, crowd, alone)]))
+    _tell("\n".join([*render_times(pairs), "", *render_peaks(pairs), "", *render_crowd(engine, crowd, alone, busy)]))
     return 0
 
 
@@ -70,13 +70,21 @@ def measure_pairs(stage: Stage, rounds: int) -> Pairs:
     return pairs
 
 
-def measure_crowd(stage: Stage, engine: Engine) -> list[Run]:
-    """Bring every gpu stack up at once, and then back down."""
+def measure_crowd(stage: Stage, engine: Engine) -> tuple[list[Run], float]:
+    """Bring every gpu stack up at once, and then back down; return the runs up and how busy the processors were."""
     with ThreadPoolExecutor(len(STACKS)) as pool:
-        runs = list(pool.map(lambda stack: stage.run(engine, "gpu", stack, *UP), STACKS))
+        worked, idled = processor_time()
+        runs = list(pool.map(lambda stack: stage.run(engine, "gpu", stack, *UP, is_watched=False), STACKS))
+        works, idles = processor_time()
         _tell(f"{len(STACKS)} stacks at once, {engine.name}: up after {max(run.seconds for run in runs):.1f} s")
-        list(pool.map(lambda stack: stage.run(engine, "gpu", stack, *DESTROY), STACKS))
-    return runs
+        list(pool.map(lambda stack: stage.run(engine, "gpu", stack, *DESTROY, is_watched=False), STACKS))
+    return runs, (works - worked) / (works - worked + idles - idled)
+
+
+def processor_time() -> tuple[int, int]:
+    """Return for how long this machine's processors have worked and idled since its start, in ticks."""
+    user, nice, system, idle, waiting, *rest = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
+    return user + nice + system + sum(rest), idle + waiting
 
 
 def render_times(pairs: Pairs) -> list[str]:
@@ -101,13 +109,21 @@ def render_peaks(pairs: Pairs) -> list[str]:
     return lines
 
 
-def render_crowd(engine: Engine, runs: Sequence[Run], alone: float) -> list[str]:
-    """Return the table of many stacks at once, in seconds; the target leaves each no more than a little extra."""
+def render_crowd(engine: Engine, runs: Sequence[Run], alone: float, busy: float) -> list[str]:
+    """Return the table of many stacks at once, in seconds; the target leaves each no more than a little extra.
+
+    Args:
+        engine: That ran them.
+        runs: All at once.
+        alone: How long one takes by itself, seconds.
+        busy: Share of the processors' time that was used meanwhile: near 1, they are what the stacks waited for.
+    """
     last = max(run.seconds for run in runs)
     return [
         f"{f'{len(runs)} gpu stacks at once, seconds':<28}{'alone':>8}{'last':>8}{'extra':>8}{'target':>9}",
         f"{engine.name + ': up':<28}{alone:>8.2f}{last:>8.2f}{last - alone:>8.2f}"
         f"{_target(last - alone, CROWD_EXTRA_SECONDS)}",
+        f"{os.cpu_count()} processors, the sandbox's hosts among their work, were {busy:.0%} busy meanwhile",
     ]
 
 

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -45,7 +45,7 @@ class Run:
 
     Attributes:
         seconds: Wall time.
-        peak_bytes: The most memory that the process of the dynamic providers ever held.
+        peak_bytes: The most memory that the process of the dynamic providers ever held; 0 where it was not watched.
     """
 
     seconds: float
@@ -68,8 +68,8 @@ class Stage:
         self.engines = (Engine("stand-in", STAND_IN), *([Engine("real CLI", real.parent)] if real else []))
         self._programs, self._mark, self._numbers = programs, mark, count()
 
-    def run(self, engine: Engine, program: str, stack: str, *words: str) -> Run:
-        """Run `pulumi` with *words* on a stack of the program.
+    def run(self, engine: Engine, program: str, stack: str, *words: str, is_watched: bool = True) -> Run:
+        """Run `pulumi` with *words* on a stack of the program; watched, to see its memory, which costs some time.
 
         Raises:
             BenchError: It failed.
@@ -80,7 +80,7 @@ class Stage:
         began = time.monotonic()
         # Looked up by us: Popen would go by our own PATH.
         with (
-            PeakWatch(environment[MARK]) as watch,
+            PeakWatch(environment[MARK]) if is_watched else nullcontext() as watch,
             subprocess.Popen(
                 command,
                 executable=engine.folder / "pulumi",
@@ -95,7 +95,7 @@ class Stage:
             seconds = time.monotonic() - began
         if process.returncode:
             raise BenchError(f"`{' '.join(command)}` failed with {engine.name}:\n{said}")
-        return Run(seconds, watch.peak_bytes)
+        return Run(seconds, watch.peak_bytes if watch else 0)
 
 
 @contextmanager

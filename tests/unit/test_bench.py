@@ -36,7 +36,7 @@ def test_the_peak_is_the_most_of_all_commands() -> None:
 
 
 def test_a_crowd_is_measured_by_its_last() -> None:
-    assert render_crowd(ENGINE, [Run(6, 0), Run(9, 0)], 5.0)[1].split() == [
+    assert render_crowd(ENGINE, [Run(6, 0), Run(9, 0)], 5.0, 0.98)[1].split() == [
         "played:",
         "up",
         "5.00",
