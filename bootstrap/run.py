@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -35,11 +34,12 @@ from bootstrap.steps import (
 from dynamic_providers.errors import BootError, BootstrapError
 
 if TYPE_CHECKING:  # who logs in imports it: asyncssh takes a third of a second
-    from bootstrap.ssh import Machine
+    from bootstrap.ssh import Completed, Machine
 
 LOOK_SECONDS = 0.5
-FIRST_LOOK_SECONDS = 0.1
+FIRST_LOOK_SECONDS = 0.05
 """Small models are there at once; the pauses between looks grow from this to `LOOK_SECONDS`."""
+PAUSE_GROWTH = 1.3
 UPLOAD_TIMEOUT = timedelta(minutes=3)
 """The bundle is about 150 kB; a home uplink may be slow and busy."""
 STOP_TIMEOUT = timedelta(minutes=2)
@@ -128,7 +128,10 @@ async def read_settings_hash(machine: Machine) -> str | None:
 async def _must(
     machine: Machine, step: str, command: str, *, stdin: bytes | None = None, timeout: timedelta = COMMAND_TIMEOUT
 ) -> str:
-    done = await machine.run(command, stdin=stdin, timeout=timeout)
+    return _output(step, await machine.run(command, stdin=stdin, timeout=timeout))
+
+
+def _output(step: str, done: Completed) -> str:
     if done.exit_status:
         last = "\n".join((done.stderr or done.stdout).splitlines()[-10:])
         raise BootError(step, f"a command failed on the machine (exit {done.exit_status}): {redact(last, ())}")
@@ -137,9 +140,9 @@ async def _must(
 
 async def _ask(machine: Machine, command: str, *arguments: object) -> Any:
     """Run a command of `host/machine.py`; arguments and answer are JSON."""
-    program = f"python3 {ROOT}/bundle/host/machine.py {shlex.quote(command)}"
-    answer = await _must(machine, command, program, stdin=json.dumps(arguments).encode(), timeout=STOP_TIMEOUT)
-    return json.loads(answer)
+    question = json.dumps([command, *arguments])
+    done = await machine.ask(f"python3 {ROOT}/bundle/host/machine.py", question, timeout=STOP_TIMEOUT)
+    return json.loads(_output(command, done))
 
 
 async def _put_bundle(machine: Machine, bundle: Mapping[str, bytes]) -> bool:
@@ -238,7 +241,7 @@ def _growing_pauses() -> Iterator[float]:
     pause = FIRST_LOOK_SECONDS
     while True:
         yield min(pause, LOOK_SECONDS)
-        pause = min(pause * 1.5, LOOK_SECONDS)
+        pause = min(pause * PAUSE_GROWTH, LOOK_SECONDS)
 
 
 def _fetch_error(progress: Mapping[str, Any]) -> BootError | BootstrapError:
@@ -273,7 +276,7 @@ async def _wait_until_healthy(
             if program["state"] not in RUNNING or program["pid"] != pid:
                 await _ask(machine, "stop", name)
                 raise _start_error(name, await _tail(machine, name, pid, identity))
-        if status["healthy"] and status["programs"]["door"]["state"] == "RUNNING":
+        if status["healthy"]:
             return
         seconds = time.monotonic() - began
         if seconds > deadline.total_seconds():

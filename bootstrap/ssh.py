@@ -69,13 +69,14 @@ class _Client(asyncssh.SSHClient):
 class Machine:
     """A machine that we are logged in to. A connection that breaks is made again, to the same host key only.
 
-    Every command given to `run` must therefore be one that may run twice.
+    Every command given to `run`, and every question to `ask`, must therefore be one that may come twice.
     """
 
     def __init__(self, target: Target, connection: asyncssh.SSHClientConnection, host_key: str) -> None:
         self.target = target
         self.host_key = host_key
         self._connection = connection
+        self._answering: dict[str, asyncssh.SSHClientProcess[bytes]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,23 +103,54 @@ class Machine:
         Raises:
             BootError: The connection broke and could not be made again, or the command took longer than *timeout*.
         """
+        return await self._twice(lambda: self._run(command, stdin, timeout))
+
+    async def ask(self, program: str, question: str, *, timeout: timedelta = COMMAND_TIMEOUT) -> Completed:
+        """Put a line to a program that answers each with a line: started once, it costs no more start for the next.
+
+        Args:
+            program: A command as for `run`.
+            question: Without a line break; secrets travel here.
+            timeout: Of one try.
+
+        Returns:
+            The answer, with status 0; or what the program ended with, and printed to stderr, instead of one.
+
+        Raises:
+            BootError: As `run`.
+        """
+        return await self._twice(lambda: self._ask(program, question, timeout))
+
+    async def _twice(self, work: Callable[[], Awaitable[Completed]]) -> Completed:
         try:
-            return await self._run(command, stdin, timeout)
+            return await work()
         except (OSError, asyncssh.Error):  # TimeoutError is an OSError too
             await self._reconnect()
         try:
-            return await self._run(command, stdin, timeout)
+            return await work()
         except (OSError, asyncssh.Error) as error:
             raise BootError("ssh", f"the connection to {_name(self.target)} broke twice: {_why(error)}") from error
 
     async def _run(self, command: str, stdin: bytes | None, timeout: timedelta) -> Completed:
         async with asyncio.timeout(timeout.total_seconds()):
             done = await self._connection.run(command, input=stdin or b"", encoding=None)
-        status = -1 if done.exit_status is None else done.exit_status
-        return Completed(status, _text(done.stdout), _text(done.stderr))
+        return Completed(_status(done), _text(done.stdout), _text(done.stderr))
+
+    async def _ask(self, program: str, question: str, timeout: timedelta) -> Completed:
+        async with asyncio.timeout(timeout.total_seconds()):
+            if program not in self._answering:
+                self._answering[program] = await self._connection.create_process(program, encoding=None)
+            process = self._answering[program]
+            process.stdin.write(question.encode() + b"\n")
+            if answer := await process.stdout.readline():
+                return Completed(0, _text(answer), "")
+            del self._answering[program]
+            done = await process.wait()
+        return Completed(_status(done), "", _text(done.stderr))
 
     async def _reconnect(self) -> None:
         self._connection.abort()
+        self._answering.clear()
         pinned = Target(
             self.target.address, self.target.port, self.target.client_key, self.host_key, self.target.username
         )
@@ -171,6 +203,12 @@ async def _login(target: Target, seconds: float) -> Machine:
     except asyncssh.HostKeyNotVerifiable as error:
         raise _HostKeyChanged from error
     return Machine(target, connection, client.seen)
+
+
+def _status(done: asyncssh.SSHCompletedProcess) -> int:
+    if done.exit_status is None:  # what ends by a signal has one too, -1
+        raise ConnectionResetError("it was closed before the command had ended")
+    return done.exit_status
 
 
 def _name(target: Target) -> str:

@@ -1,6 +1,7 @@
 """What the other end of the SSH connection asks of this machine: look, make room, link, start, stop.
 
-Runs on the machine: standard library and the supervisor beside it, Python 3.10. Every command prints JSON.
+Runs on the machine: standard library and the supervisor beside it, Python 3.10. Started once for a connection, it
+answers each command, a line of JSON, with a line of JSON.
 """
 
 import contextlib
@@ -54,7 +55,7 @@ def supervisor() -> Any:
 
 
 def status() -> dict[str, Any]:
-    """Return what runs, since when and from what, whether the engine answers, how the download goes."""
+    """Return what runs, since when and from what, whether door and engine answer, how the download goes."""
     programs = {}
     for info in supervisor().getAllProcessInfo():
         note = Path("started", info["name"])
@@ -63,10 +64,22 @@ def status() -> dict[str, Any]:
             "pid": info["pid"],
             "started": note.read_text().strip() if note.exists() else None,
         }
-    return {"programs": programs, "healthy": is_healthy(), "fetch": read_json("fetch.progress.json")}
+    healthy = is_door_up(programs["door"]["pid"]) and is_engine_healthy()
+    return {"programs": programs, "healthy": healthy, "fetch": read_json("fetch.progress.json")}
 
 
-def is_healthy() -> bool:
+def is_door_up(pid: int) -> bool:
+    """Tell whether the door takes connections, where its own environment says that it listens."""
+    with contextlib.suppress(OSError):
+        for variable in Path("/proc", str(pid), "environ").read_bytes().decode().split("\0"):
+            if variable.startswith("DOOR_LISTEN="):
+                host, _, port = variable.partition("=")[2].rpartition(":")
+                socket.create_connection((host.strip("[]") or "127.0.0.1", int(port)), timeout=5).close()
+                return True
+    return False
+
+
+def is_engine_healthy() -> bool:
     """Tell whether the engine answers 200 on its socket."""
     connection = UnixConnection("engine.sock")
     connection.timeout = 5
@@ -212,12 +225,14 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def main(root: Path, command: str, arguments: Iterable[Any]) -> None:
-    """Run one command in the working directory of everything."""
+def main(root: Path, questions: Iterable[str]) -> None:
+    """Answer each line, a command and its arguments, with a line; in the working directory of everything."""
     os.umask(0o077)
     os.chdir(root / "run")
-    print(json.dumps(COMMANDS[command](*arguments)))
+    for question in questions:
+        command, *arguments = json.loads(question)
+        print(json.dumps(COMMANDS[command](*arguments)), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(__file__).resolve().parents[2], sys.argv[1], json.load(sys.stdin))
+    main(Path(__file__).resolve().parents[2], sys.stdin)

@@ -76,7 +76,7 @@ class World:
             return (await machine.run(f'cd "$GPU_WORKSPACE/gpu-on-demand/run" && {command}')).stdout
 
     async def pids(self) -> dict[str, int]:
-        status = json.loads(await self.sh("echo '[]' | python3 ../bundle/host/machine.py status"))
+        status = json.loads(await self.sh("echo '[\"status\"]' | python3 ../bundle/host/machine.py"))
         return {name: program["pid"] for name, program in status["programs"].items() if name != "fetch"}
 
     def client(self) -> httpx.AsyncClient:

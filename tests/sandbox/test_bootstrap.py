@@ -11,7 +11,7 @@ import asyncssh
 import pytest
 
 from bootstrap import ready, run
-from bootstrap.ssh import connect
+from bootstrap.ssh import Completed, connect
 from bootstrap.steps import Gpu, ModelFile
 from dynamic_providers.errors import BootError, BootstrapError
 from dynamic_providers.lease.certificates import make_ca
@@ -338,6 +338,23 @@ def test_a_connection_that_broke_is_made_again(in_serving_world: InWorld) -> Non
         async with await connect(world.target(), deadline=SOON) as machine:
             machine._connection.abort()
             assert (await machine.run("cat", stdin=b"still here")).stdout == "still here"
+
+    in_serving_world(test)
+
+
+def test_a_program_that_answers_is_started_once_and_anew_on_a_new_connection(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        program = "read -r line; echo $$ $line; read -r line; echo $$ $line; echo no more >&2; exit 3"
+        async with await connect(world.target(), deadline=SOON) as machine:
+            first, second = [await machine.ask(program, word) for word in ("one", "two")]
+            assert [answer.stdout.split()[1] for answer in (first, second)] == ["one", "two"]
+            assert first.stdout.split()[0] == second.stdout.split()[0]
+            assert await machine.ask(program, "three") == Completed(3, "", "no more\n")
+            machine._connection.abort()
+            answers = [await machine.ask("cat", "still here")]
+            machine._connection.abort()
+            answers.append(await machine.ask("cat", "still here"))
+            assert [answer.stdout for answer in answers] == ["still here\n"] * 2
 
     in_serving_world(test)
 

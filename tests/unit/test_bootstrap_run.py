@@ -23,11 +23,11 @@ class PlayedMachine:
         self.asked: list[str] = []
         self.commands = ""
 
-    async def run(self, command: str, *, stdin: bytes | None = None, timeout: timedelta) -> Completed:
+    async def ask(self, program: str, question: str, *, timeout: timedelta) -> Completed:
         """Write down which command it is and what of it others could see."""
-        name = command.split()[-1]
-        self.asked.append(" ".join([name, *(word for word in json.loads(stdin or b"[]") if isinstance(word, str))]))
-        self.commands += command
+        name, *arguments = json.loads(question)
+        self.asked.append(" ".join([name, *(word for word in arguments if isinstance(word, str))]))
+        self.commands += program
         answers = self.answers.get(name, [{}])
         return Completed(0, json.dumps(answers.pop(0) if len(answers) > 1 else answers[0]), "")
 
