@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from dynamic_providers.store.transfer import Report
 
-WORDS = {"hash": "reading", "upload": "uploading"}
+WORDS = {"hash": "reading", "upload": "uploading", "download": "downloading", "verify": "verifying"}
 LINE_EVERY_SECONDS = 5.0
 
 ReportOn = Callable[[str], Report]
@@ -33,7 +33,7 @@ def progress_shown() -> Iterator[ReportOn]:
                     return
                 if phase not in tasks:
                     tasks[phase] = bars.add_task(f"{name}: {WORDS[phase]}", total=total)
-                bars.update(tasks[phase], completed=done)
+                bars.update(tasks[phase], completed=done, total=total)
 
             return report
 
@@ -41,16 +41,15 @@ def progress_shown() -> Iterator[ReportOn]:
 
 
 def _lines(name: str) -> Report:
-    """Say when a phase begins, and every few seconds how far it is."""
+    """Say when a phase has begun, and every few seconds how far it is."""
     told: dict[str, float] = {}
 
     def report(phase: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if not total or now - told.get(phase, float("-inf")) < LINE_EVERY_SECONDS:
+        if not done or now - told.get(phase, float("-inf")) < LINE_EVERY_SECONDS:
             return
-        how_far = f"{render_bytes(done)} of {render_bytes(total)}" if phase in told else render_bytes(total)
         told[phase] = now
-        print(f"{name}: {WORDS[phase]} {how_far}", flush=True)
+        print(f"{name}: {WORDS[phase]} {render_bytes(done)} of {render_bytes(total)}", flush=True)
 
     return report
 

@@ -1,43 +1,42 @@
 """The bucket: releases of models and the blobs that they are made of, over the S3 protocol."""
 
 import contextlib
-import difflib
-import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynamic_providers.errors import StoreError
 from dynamic_providers.store import failures
-from dynamic_providers.store.manifest import MODELS, Manifest, ModelFile, ModelRef, digest_of_key, manifest_key
+from dynamic_providers.store.access import AccessKeys, find_keys, open_session
+from dynamic_providers.store.listing import Listed, Release, group_releases, no_such_model
+from dynamic_providers.store.manifest import (
+    MODELS,
+    Manifest,
+    ModelFile,
+    ModelRef,
+    blob_key,
+    manifest_key,
+)
+from dynamic_providers.store.tags import LATEST, change_tags, no_such_tag, read_tags
+from dynamic_providers.store.upload import PARALLEL, Count, Uploader, count_only_sent
 
 if TYPE_CHECKING:  # boto3 takes a third of a second to import: only when a bucket is really used
     from mypy_boto3_s3 import S3Client
 
 PROVIDER_DOMAIN = "your-objectstorage.com"
-PRESIGN_LIMIT = timedelta(days=7)  # of signature version 4; the server enforces it
-PART_BYTES = 64 * 2**20  # 10,000 parts at most, so files up to 625 GiB; few enough requests for 750/s a bucket
-PARALLEL = 8  # of 256 sessions that one address may hold
 BUCKET_APPEARS_WITHIN = timedelta(seconds=30)
 # A first answer, or the clear error that there is none, within about ten seconds; after it, patience.
 FIRST_CONTACT = {"connect_timeout": 4, "read_timeout": 10, "retries": {"mode": "standard", "total_max_attempts": 2}}
 PATIENT = {"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "adaptive", "total_max_attempts": 8}}
 
-
-@dataclass(frozen=True)
-class AccessKeys:
-    """A pair of keys for the bucket, and where they came from, for messages."""
-
-    access_key_id: str
-    secret_access_key: str
-    source: str = "the stack's settings"
-    session_token: str | None = None
+Style = Literal["path", "virtual"]
+"""Where a URL names the bucket: in its path, or in the host's name."""
 
 
 class Store:
@@ -52,6 +51,7 @@ class Store:
         endpoint: URL of the service; `AWS_ENDPOINT_URL_S3` of the environment comes before it.
         profile: Section of the AWS credentials file.
         keys: The last resort, after the environment and *profile*.
+        reader: Keys that may only read, to sign with what a rented machine is given; the other ones if None.
 
     Raises:
         StoreError: There are no keys at all, or the endpoint is no URL.
@@ -65,45 +65,47 @@ class Store:
         endpoint: str | None = None,
         profile: str | None = None,
         keys: AccessKeys | None = None,
+        reader: AccessKeys | None = None,
     ) -> None:
         self.bucket = bucket
         self.location = location
         self.endpoint = (
             os.environ.get("AWS_ENDPOINT_URL_S3") or endpoint or f"https://{location}.{PROVIDER_DOMAIN}"
         ).rstrip("/")
+        self.reader = reader
         self._keys = find_keys(profile, keys)
         self._contacted = False
         with self._explained():
             self._s3 = self._connect(PATIENT)
+            count_only_sent(self._s3)
 
     # --- models
 
     def resolve(self, ref: ModelRef) -> Manifest:
-        """Return the release that *ref* names: the one pushed last, or exactly the one with its digest.
+        """Return the release that *ref* names, by its digest, its tag, or the tag `latest`.
 
         Raises:
-            StoreError: No such model or release, or its bytes are not what its name says.
+            StoreError: No such model, tag or release, or it is not what its name says.
         """
-        self._contact()
-        digest = ref.digest or self._newest_digest(ref.name)
-        with self._explained():
+        digest = ref.digest or self._tagged_digest(ref.name, ref.tag or LATEST)
+        with self.opened() as s3:
             try:
-                answer = self._s3.get_object(Bucket=self.bucket, Key=manifest_key(ref.name, digest))
-            except self._s3.exceptions.NoSuchKey as error:
+                answer = s3.get_object(Bucket=self.bucket, Key=manifest_key(ref.name, digest))
+            except s3.exceptions.NoSuchKey as error:
                 raise StoreError(
                     f"no release sha256:{digest} of model {ref.name!r} in bucket {self.bucket!r}; "
-                    f"write the name alone for the release pushed last"
+                    f"those there: gpu models list {ref.name}"
                 ) from error
             data = answer["Body"].read()
-        found = hashlib.sha256(data).hexdigest()
-        if found != digest:
+        try:
+            manifest = Manifest.parse(data)
+        except StoreError as error:
+            raise StoreError(f"bucket {self.bucket!r}: {manifest_key(ref.name, digest)}: {error}") from error
+        if (manifest.name, manifest.digest) != (ref.name, digest):
             raise StoreError(
-                f"bucket {self.bucket!r}: {manifest_key(ref.name, digest)} holds other bytes than its name says "
-                f"(sha256 {found}); push the model again"
+                f"bucket {self.bucket!r}: {manifest_key(ref.name, digest)} holds another release than its name says "
+                f"({manifest.ref}); push the model again"
             )
-        manifest = Manifest.parse(data)
-        if manifest.name != ref.name:
-            raise StoreError(f"bucket {self.bucket!r}: {manifest_key(ref.name, digest)} is of model {manifest.name!r}")
         return manifest
 
     def list_models(self) -> list[str]:
@@ -114,39 +116,77 @@ class Store:
             prefixes = [entry.get("Prefix", "") for page in pages for entry in page.get("CommonPrefixes", [])]
         return sorted(prefix.removeprefix(MODELS).rstrip("/") for prefix in prefixes)
 
-    def put_manifest(self, manifest: Manifest) -> None:
-        """Make *manifest* the release pushed last, also if it was there before."""
+    def put_manifest(self, manifest: Manifest) -> bool:
+        """Make *manifest* the release that its model's name alone stands for.
+
+        Returns:
+            Whether its server can compare and swap: see `tags.UNSAFE`.
+        """
+        with self.opened() as s3:
+            s3.put_object(
+                Bucket=self.bucket, Key=manifest.key, Body=manifest.to_bytes(), ContentType="application/json"
+            )
+        return change_tags(self, manifest.name, lambda tags: tags | {LATEST: manifest.digest})
+
+    def releases(self, name: str) -> list[Release]:
+        """Return the model's releases, the one pushed last first.
+
+        Raises:
+            StoreError: There is no such model.
+        """
+        found = self.all_releases(name).get(name)
+        if not found:
+            raise StoreError(no_such_model(name, self.bucket, self.list_models()))
+        return found
+
+    def all_releases(self, name: str | None = None) -> dict[str, list[Release]]:
+        """Return the releases of each model, the one pushed last first; *name* looks for those of one model only."""
+        return group_releases(self.list_objects(f"{MODELS}{name}/" if name else MODELS))
+
+    def _tagged_digest(self, name: str, tag: str) -> str:
+        tags = read_tags(self, name).digests
+        if tag in tags:
+            return tags[tag]
+        newest = self.releases(name)[0].ref.digest
+        if tag != LATEST or newest is None:
+            raise StoreError(no_such_tag(name, tag, tags))
+        return newest  # its bucket was filled when there were no tags yet
+
+    # --- objects
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["S3Client"]:
+        """Lend boto3's client, once it is known to reach the bucket; what it raises becomes a StoreError.
+
+        Raises:
+            StoreError: What went wrong, and what to change.
+        """
         self._contact()
-        for _ in range(3):
-            with self._explained():
-                self._s3.put_object(
-                    Bucket=self.bucket, Key=manifest.key, Body=manifest.to_bytes(), ContentType="application/json"
-                )
-            if self._newest_digest(manifest.name) == manifest.digest:
-                return
-            time.sleep(1.1)  # S3 dates objects by the second: another release was pushed in this very one
+        with self.s3() as s3:
+            yield s3
 
-    def _newest_digest(self, name: str) -> str:
-        with self._explained():
-            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"{MODELS}{name}/")
-            releases = [
-                (entry["LastModified"], digest)
-                for page in pages
-                for entry in page.get("Contents", [])
-                if (digest := digest_of_key(entry["Key"]))
-            ]
-        if not releases:
-            raise StoreError(self._no_such_model(name))
-        return max(releases)[1]
+    def list_objects(self, prefix: str) -> Iterator[Listed]:
+        """Yield every object below *prefix*."""
+        with self.opened() as s3:
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                for entry in page.get("Contents", []):
+                    yield Listed(entry["Key"], entry["Size"], entry["LastModified"])
 
-    def _no_such_model(self, name: str) -> str:
-        there = self.list_models()
-        lines = [f"no model {name!r} in bucket {self.bucket!r}"]
-        if near := difflib.get_close_matches(name, there, n=1):
-            lines[0] += f"; did you mean {near[0]!r}?"
-        lines.append(f"  models there: {', '.join(there)}" if there else "  the bucket holds no model yet")
-        lines.append(f"  to put it there: gpu models push <folder> --as {name}")
-        return "\n".join(lines)
+    def delete_objects(self, keys: Iterable[str]) -> None:
+        """Remove objects, one by one: for many at once servers ask for checksums, each for another one."""
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            for _ in pool.map(self._delete, keys):
+                pass
+
+    def now(self) -> datetime:
+        """Return the time by the server's clock, which dates the objects."""
+        with self.opened() as s3:
+            answer = s3.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+            return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+
+    def _delete(self, key: str) -> None:
+        with self.opened() as s3:
+            s3.delete_object(Bucket=self.bucket, Key=key)
 
     # --- blobs
 
@@ -156,40 +196,24 @@ class Store:
 
     def missing(self, files: Sequence[ModelFile]) -> list[ModelFile]:
         """Return those of *files* whose blob is not there, one for each content."""
-        self._contact()
         unique = list({file.sha256: file for file in files}.values())
-        with ThreadPoolExecutor(PARALLEL) as pool:
-            sizes = list(pool.map(self._blob_size, [file.sha256 for file in unique]))
+        sizes = self.sizes([file.sha256 for file in unique])
         return [file for file, size in zip(unique, sizes, strict=True) if size != file.size]
 
-    def presign(self, sha256: str, expires: timedelta) -> str:
-        """Return a URL that reads this one blob, and nothing else, until it expires (7 days at most)."""
-        with self._explained():
-            return self._s3.generate_presigned_url(
-                "get_object",
-                Params={"Bucket": self.bucket, "Key": blob_key(sha256)},
-                ExpiresIn=int(min(expires, PRESIGN_LIMIT).total_seconds()),
-            )
-
-    def put_blob(self, path: Path, sha256: str, progress: Callable[[int], None] | None = None) -> None:
-        """Upload a file, in parallel parts if it is big.
-
-        Args:
-            path: The file; must not change meanwhile.
-            sha256: Of its contents.
-            progress: Called with the bytes sent since the last call, from several threads.
-        """
+    def sizes(self, blobs: Sequence[str]) -> list[int | None]:
+        """Return the bytes of each blob; None for one that is not there."""
         self._contact()
-        with self._explained():
-            self._s3.upload_file(
-                str(path), self.bucket, blob_key(sha256), Callback=progress, Config=self._transfer_config
-            )
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            return list(pool.map(self._blob_size, blobs))
+
+    def put_blob(self, path: Path, sha256: str, progress: Count = lambda _: None) -> None:
+        """Send one file; see `upload.Uploader`."""
+        with Uploader(self, progress) as uploader:
+            uploader.send(path, sha256, path.stat().st_size)
 
     def delete_blob(self, sha256: str) -> None:
         """Remove a blob."""
-        self._contact()
-        with self._explained():
-            self._s3.delete_object(Bucket=self.bucket, Key=blob_key(sha256))
+        self._delete(blob_key(sha256))
 
     def _blob_size(self, sha256: str) -> int | None:
         self._contact()
@@ -228,6 +252,20 @@ class Store:
 
     # --- the connection
 
+    @contextlib.contextmanager
+    def s3(self) -> Iterator["S3Client"]:
+        """Lend the client to who works on the bucket as such; what goes wrong is explained."""
+        with self._explained():
+            yield self._s3
+
+    @property
+    def access_key_id(self) -> str:
+        """The name of the key in use; no secret."""
+        if isinstance(self._keys, str):
+            with self._explained():
+                return str(self._session.get_credentials().access_key)
+        return self._keys.access_key_id
+
     def _contact(self) -> None:
         """Find out once, quickly, whether the bucket can be used: with the patient client that takes a minute."""
         if self._contacted:
@@ -236,43 +274,44 @@ class Store:
             self._connect(FIRST_CONTACT).list_objects_v2(Bucket=self.bucket, MaxKeys=1)
         self._contacted = True
 
-    def _connect(self, limits: dict[str, Any]) -> "S3Client":
+    @property
+    def ca_bundle(self) -> str | None:
+        """PEM file of the authorities that the service is verified against; None for those that everybody trusts."""
+        return os.environ.get("AWS_CA_BUNDLE")
+
+    def signer(self, signature: str, style: Style, keys: AccessKeys | None = None) -> "S3Client":
+        """Return a client to sign URLs with, in one form and with *keys*, None for our own: see `presign.py`."""
+        with self._explained():
+            return self._connect(PATIENT, signature=signature, style=style, keys=keys)
+
+    def _connect(
+        self,
+        limits: dict[str, Any],
+        *,
+        signature: str = "s3v4",
+        style: Style = "path",
+        keys: AccessKeys | None = None,
+    ) -> "S3Client":
         from botocore.config import Config
 
         config = Config(
-            signature_version="s3v4",
+            signature_version=signature,
             region_name=self.location,
             # boto3's own checksums are refused by Hetzner (XAmzContentSHA256Mismatch, since boto3 1.36).
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             # A signed payload is the checksum that every S3 service checks.
-            s3={"addressing_style": "path", "payload_signing_enabled": True},
+            s3={"addressing_style": style, "payload_signing_enabled": True},
             max_pool_connections=4 * PARALLEL,
             **limits,
         )
-        client: S3Client = self._session.client("s3", endpoint_url=self.endpoint, config=config)
+        session = open_session(keys) if keys else self._session
+        client: S3Client = session.client("s3", endpoint_url=self.endpoint, config=config)
         return client
 
     @cached_property
     def _session(self) -> Any:
-        import boto3
-        from botocore.session import Session
-
-        from dynamic_providers.store.loader import SlimLoader
-
-        session = Session(profile=self._keys if isinstance(self._keys, str) else None)
-        session.register_component("data_loader", SlimLoader(include_default_search_paths=True))
-        if not isinstance(self._keys, str):
-            session.set_credentials(
-                self._keys.access_key_id, self._keys.secret_access_key, token=self._keys.session_token
-            )
-        return boto3.Session(botocore_session=session)
-
-    @cached_property
-    def _transfer_config(self) -> Any:
-        from boto3.s3.transfer import TransferConfig
-
-        return TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=PARALLEL)
+        return open_session(self._keys)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -285,30 +324,3 @@ class Store:
         except (Boto3Error, BotoCoreError, ClientError, OSError, ValueError) as error:
             source = f"profile {self._keys!r}" if isinstance(self._keys, str) else self._keys.source
             raise failures.explain(error, bucket=self.bucket, endpoint=self.endpoint, keys=source) from error
-
-
-def blob_key(sha256: str) -> str:
-    """Return the place of a content in the bucket."""
-    return f"blobs/sha256/{sha256}"
-
-
-def find_keys(profile: str | None = None, keys: AccessKeys | None = None) -> AccessKeys | str:
-    """Return the keys to use, or the name of the profile that holds them: environment, *profile*, *keys*.
-
-    Raises:
-        StoreError: There are none.
-    """
-    access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    if access and secret:
-        return AccessKeys(access, secret, "AWS_ACCESS_KEY_ID", os.environ.get("AWS_SESSION_TOKEN"))
-    if access or secret:
-        lacking = "AWS_SECRET_ACCESS_KEY" if access else "AWS_ACCESS_KEY_ID"
-        raise StoreError(f"{lacking} is not set, but the other one of the pair is: set both, or neither")
-    found = profile or os.environ.get("AWS_PROFILE") or keys
-    if found is None:
-        raise StoreError(
-            "no keys for the bucket. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (Hetzner Console: project, "
-            "Security, S3 credentials),\n  or name a profile of the AWS credentials file as `store.profile`, or put "
-            "them into the stack:\n  pulumi config set --secret s3_access_key_id … and s3_secret_access_key …"
-        )
-    return found

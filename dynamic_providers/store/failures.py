@@ -15,6 +15,10 @@ class NoSuchBucketError(StoreError):
     """The bucket does not exist."""
 
 
+class NoSuchUploadError(StoreError):
+    """An upload in parts is over: completed or cleared away."""
+
+
 class UnreachableError(StoreError):
     """Nobody answers at the endpoint."""
 
@@ -26,6 +30,11 @@ class AccessError(StoreError):
 def status_of(error: "ClientError") -> int:
     """Return the HTTP status that came with a refusal; 0 if there is none."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def code_of(error: "ClientError") -> str:
+    """Return S3's word for a refusal; empty if there is none."""
+    return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def explain(error: Exception, *, bucket: str, endpoint: str, keys: str) -> StoreError:
@@ -64,12 +73,14 @@ def explain(error: Exception, *, bucket: str, endpoint: str, keys: str) -> Store
 
 
 def _refused(error: "ClientError", bucket: str, endpoint: str, keys: str) -> StoreError:
-    code, status = error.response.get("Error", {}).get("Code", ""), status_of(error)
+    code, status = code_of(error), status_of(error)
     if code == "NoSuchBucket":
         return NoSuchBucketError(
             f"no bucket {bucket!r} at {endpoint}: correct `store.bucket` and `store.location`,\n"
             f"  or create it by putting a model there: gpu models push <folder>"
         )
+    if code == "NoSuchUpload":
+        return NoSuchUploadError(f"bucket {bucket!r}: an upload was cleared away while it ran: push again")
     if code in ("BucketAlreadyExists", "BucketAlreadyOwnedByYou"):
         return StoreError(
             f"the name {bucket!r} belongs to somebody else: names of buckets are shared by all customers of the "

@@ -1,77 +1,68 @@
 """Putting a folder with a model into the bucket: only what is not there yet, and the manifest last of all."""
 
 import hashlib
-import os
-import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
 from dynamic_providers.errors import StoreError
 from dynamic_providers.store.client import Store
+from dynamic_providers.store.folder import ModelFolder, read_folder
 from dynamic_providers.store.manifest import Manifest, ModelFile
+from dynamic_providers.store.tags import UNSAFE
+from dynamic_providers.store.upload import Uploader
 
 CHUNK_BYTES = 4 * 2**20
+HASHERS = 2  # the line is slower than the disk, and the other cores are the operator's
 
 Report = Callable[[str, int, int], None]
-"""Told (phase, bytes done, bytes in all); the phases are `hash` and `upload`; from several threads."""
+"""Told (phase, bytes done, bytes in all); phases are `hash`, `upload`, `download`, `verify`; from several threads."""
+Tell = Callable[[str], None]
+"""Told a line for the operator."""
 
 
-def push_folder(store: Store, folder: Path, name: str, report: Report) -> Manifest:
+def push_folder(
+    store: Store,
+    folder: Path | ModelFolder,
+    name: str,
+    report: Report,
+    *,
+    allowed: Collection[str] = (),
+    source: str | None = None,
+    tell: Tell = lambda _: None,
+) -> Manifest:
     """Put the model in *folder* into the bucket as the newest release of *name*.
 
-    Broken half-way it leaves blobs that nobody names, and the next push finds them there.
+    Broken off, it leaves blobs and parts that nobody names, and the next push goes on from them.
+
+    Args:
+        store: The bucket.
+        folder: Where the model lies, or what `read_folder` said of it.
+        name: The model's.
+        report: Told the progress.
+        allowed: What of `manifest.ALLOWED` may be in it.
+        source: Where it came from; None keeps what an earlier push of the same said.
+        tell: Told what the operator should know.
 
     Raises:
         StoreError: The folder is no model, changes under our hands, or the bucket says no.
     """
-    paths = list_files(folder)
-    before = {path: _fingerprint(source) for path, source in paths.items()}
-    manifest = Manifest(name, tuple(_hash_files(paths, report)))
-    missing = store.missing(manifest.files)
-    total = sum(file.size for file in missing)
-    count = _Counter(lambda done: report("upload", done, total))
-    report("upload", 0, total)
-    for file in missing:
-        store.put_blob(paths[file.path], file.sha256, count)
-        if _fingerprint(paths[file.path]) != before[file.path]:
-            # A blob must hold what its name says, and this one may not.
-            store.delete_blob(file.sha256)
-            raise StoreError(f"{paths[file.path]} changed while it was being pushed: push again when it is at rest")
-    store.put_manifest(manifest)
+    model = folder if isinstance(folder, ModelFolder) else read_folder(folder, allowed)
+    before = {path: _fingerprint(path) for path in model.files.values()}
+    files, sent = _send_missing(store, model.files, report)
+    if changed := [path for path in before if _fingerprint(path) != before[path]]:
+        for blob in {file.sha256 for file in files if model.files[file.path] in changed} & sent:
+            store.delete_blob(blob)  # it must hold what its name says, and may not
+        raise StoreError(f"{changed[0]} changed while it was being pushed: push again when it is at rest")
+    manifest = Manifest(name, tuple(files), model.allow, source, model.facts)
+    if source is None:
+        manifest = _with_known_source(store, manifest)
+    if not store.put_manifest(manifest):
+        tell(UNSAFE)
+    if lost := store.missing(manifest.files):
+        raise StoreError(f"{lost[0].path} was removed from the bucket while the rest was being pushed: push again")
     return manifest
-
-
-def list_files(folder: Path) -> dict[str, Path]:
-    """Return the model's files: path in the model → file to read. Hidden ones are left out.
-
-    Raises:
-        StoreError: No folder, no model in it, or something in it that cannot be pushed; all problems at once.
-    """
-    if not folder.is_dir():
-        raise StoreError(f"{folder} is no folder")
-    root = folder.resolve()
-    found: dict[str, Path] = {}
-    problems: list[str] = []
-    for base, folders, names in os.walk(
-        root, onerror=lambda error: problems.append(f"{error.filename}: {error.strerror}")
-    ):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in [*folders, *sorted(names)]:
-            path = Path(base, name)
-            if name.startswith(".") or (path.is_dir() and not path.is_symlink()):
-                continue
-            if problem := _unusable(path, root):
-                problems.append(f"{path.relative_to(root)}: {problem}")
-            else:
-                found[path.relative_to(root).as_posix()] = path
-    if not found and not problems:
-        problems.append("it is empty")
-    elif "config.json" not in found:
-        problems.append("no config.json: not a model as Hugging Face lays it out, or not downloaded to the end")
-    if problems:
-        raise StoreError("\n  - ".join([f"{folder} cannot be pushed:", *problems]))
-    return found
 
 
 def hash_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
@@ -84,46 +75,72 @@ def hash_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> s
     return digest.hexdigest()
 
 
-def _hash_files(paths: dict[str, Path], report: Report) -> list[ModelFile]:
+class Counter:
+    """Adds up the bytes that several threads count.
+
+    Args:
+        report: Told of every change.
+        phase: Under this name.
+        total: Bytes in all; may be lessened later.
+    """
+
+    def __init__(self, report: Report, phase: str, total: int) -> None:
+        self._report, self._phase = report, phase
+        self._done, self._total = 0, total
+        self._lock = Lock()
+        self(0)
+
+    def __call__(self, more: int) -> None:
+        """Add to what is done; less than nothing where some must be done again."""
+        with self._lock:
+            self._done += more
+            self._report(self._phase, self._done, self._total)
+
+    def spare(self, less: int) -> None:
+        """Take off what need not be done."""
+        with self._lock:
+            self._total -= less
+            self._report(self._phase, self._done, self._total)
+
+
+def _send_missing(store: Store, paths: Mapping[str, Path], report: Report) -> tuple[list[ModelFile], set[str]]:
+    """Read every file, and send it as soon as it is known and missed; return them all, and the sha256 of those sent."""
     sizes = {path: source.stat().st_size for path, source in paths.items()}
-    total = sum(sizes.values())
-    count = _Counter(lambda done: report("hash", done, total))
-    report("hash", 0, total)
-    try:
-        return [ModelFile(path, sizes[path], hash_file(source, count)) for path, source in paths.items()]
-    except OSError as error:
-        raise StoreError(f"{error.filename}: {error.strerror}") from error
+    sent = Counter(report, "upload", sum(sizes.values()))
+    files: list[ModelFile] = []
+    seen, missed = set[str](), set[str]()
+    with Uploader(store, sent) as uploader:
+        for file in _hash_files(paths, sizes, report):
+            files.append(file)
+            if file.sha256 in seen or not store.missing([file]):
+                sent.spare(file.size)
+            else:
+                missed.add(file.sha256)
+                uploader.send(paths[file.path], file.sha256, file.size)
+            seen.add(file.sha256)
+    return files, missed
 
 
-def _unusable(path: Path, root: Path) -> str:
-    """Say why a file cannot be pushed; empty if it can."""
+def _hash_files(paths: Mapping[str, Path], sizes: Mapping[str, int], report: Report) -> Iterator[ModelFile]:
+    """Yield the files in order, each as soon as it is read."""
+    count = Counter(report, "hash", sum(sizes.values()))
+    with ThreadPoolExecutor(HASHERS, "hash") as pool:
+        try:
+            for path, sha256 in zip(paths, pool.map(lambda path: hash_file(path, count), paths.values()), strict=True):
+                yield ModelFile(path, sizes[path], sha256)
+        except OSError as error:
+            raise StoreError(f"{error.filename}: {error.strerror}") from error
+
+
+def _with_known_source(store: Store, manifest: Manifest) -> Manifest:
+    """Return *manifest* with the source that its release has in the bucket already."""
     try:
-        target = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # RuntimeError: a loop of links, until Python 3.13
-        return "a link to nothing"
-    if not target.is_relative_to(root):
-        return f"a link out of the folder, to {target}; make a copy without links: cp -rL <folder> <copy>"
-    if target.is_dir():
-        return "a link to a folder; make a copy without links: cp -rL <folder> <copy>"
-    if not stat.S_ISREG(target.stat().st_mode):
-        return "no regular file"
-    return "" if os.access(target, os.R_OK) else "may not be read"
+        known = store.resolve(manifest.ref)
+    except StoreError:  # not there yet, or damaged: then this push mends it
+        return manifest
+    return Manifest(manifest.name, manifest.files, manifest.allow, known.source, manifest.facts)
 
 
 def _fingerprint(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-class _Counter:
-    """Adds up the bytes that several threads count."""
-
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self._tell = tell
-        self._done = 0
-        self._lock = Lock()
-
-    def __call__(self, more: int) -> None:
-        with self._lock:
-            self._done += more
-            self._tell(self._done)

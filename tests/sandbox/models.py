@@ -12,11 +12,13 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.sandbox.words import WORDS
 
 POSITIONS = 131_072  # as Llama 3.1: enough for any stack's `max_model_len`
 
+NOISE_BYTES = 2**24
 HIDDEN, INTERMEDIATE, LAYERS, HEADS = 64, 128, 2, 2
 SPECIAL = ("<s>", "</s>", "<pad>")
 CHAT_TEMPLATE = (
@@ -54,6 +56,27 @@ def write_tiny_llama(folder: Path, *, positions: int = POSITIONS, seed: int = 0)
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "model.safetensors").write_bytes(_safetensors(_tensors(len(vocabulary), seed)))
     return folder
+
+
+def write_big_llama(folder: Path, *, size_bytes: int, shards: int, seed: int = 0) -> Path:
+    """Write a model of so many bytes in shards, with noise for weights: to be moved, and never to be served."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dice, each = random.Random(seed), size_bytes // shards // 2 * 2
+    index = {f"w{number}": f"model-{number + 1:05}-of-{shards:05}.safetensors" for number in range(shards)}
+    (folder / "config.json").write_text(json.dumps(_config(len(_vocabulary()), POSITIONS)))
+    (folder / "tokenizer.json").write_text(json.dumps(_tokenizer(_vocabulary())))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    for name, path in index.items():
+        with (folder / path).open("wb") as file:
+            file.write(_head({name: {"dtype": "BF16", "shape": [each // 2], "data_offsets": [0, each]}}))
+            for start in range(0, each, NOISE_BYTES):
+                file.write(dice.randbytes(min(NOISE_BYTES, each - start)))
+    return folder
+
+
+def weights(data: bytes, *, name: str = "w", dtype: str = "U8") -> bytes:
+    """Return a safetensors file with one tensor of these bytes."""
+    return _head({name: {"dtype": dtype, "shape": [len(data)], "data_offsets": [0, len(data)]}}) + data
 
 
 def _config(vocab_size: int, positions: int) -> dict[str, object]:
@@ -164,6 +187,10 @@ def _safetensors(tensors: Iterable[Tensor]) -> bytes:
     for name, shape, data in tensors:
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
         body += data
+    return _head(header) + bytes(body)
+
+
+def _head(header: dict[str, Any]) -> bytes:
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    return struct.pack("<Q", len(head)) + head + bytes(body)
+    return struct.pack("<Q", len(head)) + head
