@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable
 
 from dynamic_providers.clock import Clock
-from dynamic_providers.errors import ConfigError
-from dynamic_providers.store.client import AccessKeys, Store
+from dynamic_providers.errors import ConfigError, StoreError
+from dynamic_providers.store.access import AccessKeys
+from dynamic_providers.store.address import StoreAddress
+from dynamic_providers.store.client import Store
 from dynamic_providers.vast.client import URL, VastClient
-from dynamic_providers.vast.request import StoreAddress
 
 ReadConfig = Callable[[str], str | None]
 """Returns the stack's config value of a key, decrypted; None where there is none."""
@@ -43,5 +44,29 @@ def open_store(address: StoreAddress, read_config: ReadConfig) -> Store:
     access, secret = read_config("s3_access_key_id"), read_config("s3_secret_access_key")
     keys = AccessKeys(access, secret, "the stack's config") if access and secret else None
     return Store(
-        address.bucket, location=address.location, endpoint=address.endpoint, profile=address.profile, keys=keys
+        address.bucket,
+        location=address.location,
+        endpoint=address.endpoint,
+        profile=address.profile,
+        keys=keys,
+        reader=_reader(read_config),
     )
+
+
+def _reader(read_config: ReadConfig) -> AccessKeys | None:
+    """Return the keys that may only read, if there are some."""
+    names = ("s3_read_access_key_id", "s3_read_secret_access_key")
+    for source, read in (("the environment", _read_environment), ("the stack's config", read_config)):
+        access, secret = (read(name) for name in names)
+        if access and secret:
+            return AccessKeys(access, secret, source)
+        if access or secret:
+            lacking = names[1] if access else names[0]
+            raise StoreError(
+                f"{lacking} is not set in {source}, but the other one of the pair is: set both, or neither"
+            )
+    return None
+
+
+def _read_environment(key: str) -> str | None:
+    return os.environ.get(key.upper())

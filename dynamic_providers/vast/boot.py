@@ -13,6 +13,8 @@ from dynamic_providers.vast.rent import LOOK_SECONDS, World
 PHASE_SHARES = {"scheduled": 0.25, "image": 0.6, "ssh": 0.2, "weights": 0.7, "engine": 0.6, "first token": 0.15}
 TELL_SECONDS = 15.0
 """How often a wait that takes long says that it goes on."""
+SHOW_SECONDS = 3.0
+"""The same where the new line takes the old one's place; without a terminal each is a line in Pulumi's output."""
 
 
 @dataclass
@@ -40,11 +42,11 @@ class Boot:
         self.world.say(f"{phase:<12}{self.phases[phase]:>7.1f} s   {detail}".rstrip())
 
     def tell(self, phase: str, text: str) -> None:
-        """Print how a phase goes on, now and then."""
-        now = self.world.clock.monotonic()
-        if now - self._told >= TELL_SECONDS:
+        """Tell how a phase goes on, now and then."""
+        now, show = self.world.clock.monotonic(), self.world.show
+        if now - self._told >= (SHOW_SECONDS if show else TELL_SECONDS):
             self._told = now
-            self.world.say(f"{phase:<12}{now - self._last:>7.1f} s … {text}")
+            (show or self.world.say)(f"{phase:<12}{now - self._last:>7.1f} s … {text}")
 
 
 def wait_until_running(world: World, instance: Instance, boot: Boot) -> Instance:

@@ -14,26 +14,32 @@ from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from bootstrap import ready, render, run
-from bootstrap.steps import Deadlines, Engine, Grant, Identity, ModelFile
+from bootstrap import ready, render
+from bootstrap.steps import Engine, ModelFile
 from dynamic_providers.errors import (
     BootError,
     BootstrapError,
     HostError,
-    MismatchError,
     NoOfferError,
     StackError,
     StoppedError,
 )
 from dynamic_providers.lease import keys
 from dynamic_providers.lease.label import Label, Phase
-from dynamic_providers.store.binaries import CADDY, require_blobs
 from dynamic_providers.store.client import Store
-from dynamic_providers.store.manifest import ModelRef
+from dynamic_providers.store.manifest import Manifest
 from dynamic_providers.vast.boot import Boot, is_reachable, wait_until_running
-from dynamic_providers.vast.models import GPUS, SSH, VRAM_TOLERANCE, Instance
+from dynamic_providers.vast.machine import (
+    DOOR_PATIENCE,
+    bootstrap,
+    identity_of,
+    keep_startup_cache,
+    shut_door,
+    ssh_keypair,
+)
+from dynamic_providers.vast.models import Instance
 from dynamic_providers.vast.rent import (
     World,
     adopt,
@@ -45,23 +51,18 @@ from dynamic_providers.vast.rent import (
     rent,
 )
 from dynamic_providers.vast.request import MachineRequest
-
-if TYPE_CHECKING:  # asyncssh and x509 take half a second to import: only when a machine is really logged in to
-    from bootstrap.ssh import Machine
+from dynamic_providers.vast.supply import Supply, open_supply
 
 Result = TypeVar("Result")
 
 STOP_LOOK_SECONDS = 0.25
 """Between looks whether a run that works over SSH is still wanted."""
-URL_LIFE = timedelta(hours=2)
-"""Longer than any sensible boot deadline, so that a resumed download finds its URLs valid."""
-DOOR_PATIENCE = timedelta(seconds=5)
-"""For a courtesy (shutting the door, asking what is applied) that money and state do not wait for."""
 
 
-def engine_of(request: MachineRequest, files: tuple[ModelFile, ...] = ()) -> Engine:
-    """Return what the machine is to serve. Its hash needs no files: the release's digest stands for them."""
+def engine_of(request: MachineRequest, manifest: Manifest | None = None) -> Engine:
+    """Return what the machine is to serve. Its hash needs no manifest: the release's digest stands for it."""
     model = request.model
+    files = tuple(ModelFile(file.path, file.size, file.sha256) for file in manifest.files) if manifest else ()
     return Engine(
         release=model.release,
         served_name=model.served_name,
@@ -70,6 +71,8 @@ def engine_of(request: MachineRequest, files: tuple[ModelFile, ...] = ()) -> Eng
         max_model_len=model.max_model_len,
         gpu_count=request.need.gpu_count,
         clients=model.clients,
+        startup_cache=model.startup_cache,
+        allow=manifest.allow if manifest else (),
     )
 
 
@@ -79,7 +82,7 @@ def create(world: World, store: Store, request: MachineRequest) -> tuple[str, di
     Raises:
         StackError: Nothing is left rented, or the error is a LeakError that says so.
     """
-    files = _files(store, request)  # before any money
+    supply = open_supply(store, request)  # before any money
     avoid: set[int] = set()
     failure: HostError | None = None
     for attempt in range(1, request.terms.attempts + 1):
@@ -92,7 +95,7 @@ def create(world: World, store: Store, request: MachineRequest) -> tuple[str, di
         try:
             with given_back_on_error(world, rental):
                 instance = read_back(world, request, rental)
-                outputs = _bring_up(world, store, request, instance, rental.label, files, boot)
+                outputs = _bring_up(world, supply, request, instance, rental.label, boot)
                 give_back_twins(world, request, keep=instance.id)
                 return str(instance.id), outputs | {"attempts": attempt}
         except HostError as error:
@@ -113,7 +116,7 @@ def update(
     Raises:
         StackError: The former settings serve again, or the error says that they do not.
     """
-    files = _files(store, news)
+    supply = open_supply(store, news)
     instance = world.client.show_instance(instance_id)
     if instance is None or instance.status != "running":
         raise BootError("engine", f"instance {instance_id} does not run now: run `pulumi up` again to replace it")
@@ -123,7 +126,7 @@ def update(
     label = replace(fresh, expires_at=old_label.expires_at + longer)
     try:
         boot = Boot(world, news.terms.boot_minutes)
-        return _bring_up(world, store, news, instance, label, files, boot, host_key)
+        return _bring_up(world, supply, news, instance, label, boot, host_key)
     except StoppedError as error:
         raise StoppedError(f"{error.reason}; the change is half done: run `pulumi up` again, and it goes on") from error
     except StackError as error:
@@ -131,7 +134,7 @@ def update(
         try:
             boot = Boot(world, olds.terms.boot_minutes)
             back = replace(fresh, expires_at=old_label.expires_at, idle_minutes=old_label.idle_minutes)
-            _bring_up(world, store, olds, instance, back, _files(store, olds), boot, host_key)
+            _bring_up(world, open_supply(store, olds), olds, instance, back, boot, host_key)
         except StackError as second:
             raise BootstrapError(
                 "update",
@@ -153,7 +156,7 @@ def delete(world: World, instance_id: int, request: MachineRequest, host_key: st
     if instance is not None and is_reachable(instance):
         # Best effort: a host that does not answer is no reason to pay for it any longer.
         with suppress(StackError, OSError, TimeoutError):
-            asyncio.run(_shut_door(request, instance, host_key))
+            asyncio.run(shut_door(request, instance, host_key))
     give_back(world, instance or instance_id)
 
 
@@ -177,29 +180,12 @@ def read(world: World, instance_id: int, request: MachineRequest, olds: Mapping[
     return outputs
 
 
-def _label_of(world: World, instance: Instance, request: MachineRequest) -> Label:
-    """Return the label of a machine of this lease, or what it was before somebody spoilt it."""
-    if instance.parsed is not None and instance.belongs_to(request.fleet.id, request.uid):
-        return instance.parsed
-    # The lease began with the rent: to spoil a label must not make it last longer.
-    expires_at = instance.started_at.replace(microsecond=0) + timedelta(hours=request.terms.max_hours)
-    return replace(new_label(world, request), phase=Phase.READY, expires_at=expires_at)
-
-
-def _files(store: Store, request: MachineRequest) -> tuple[ModelFile, ...]:
-    """Return the release's files, all of which lie in the bucket, as does the front door's program."""
-    manifest = store.resolve(ModelRef.parse(request.model.release))
-    require_blobs(store, manifest)
-    return tuple(ModelFile(file.path, file.size, file.sha256) for file in manifest.files)
-
-
 def _bring_up(
     world: World,
-    store: Store,
+    supply: Supply,
     request: MachineRequest,
     instance: Instance,
     label: Label,
-    files: tuple[ModelFile, ...],
     boot: Boot,
     host_key: str | None = None,
 ) -> dict[str, Any]:
@@ -207,11 +193,10 @@ def _bring_up(
 
     Args:
         world: The market.
-        store: Where weights and front door come from.
+        supply: Where weights and front door come from.
         request: What is to serve there.
         instance: Ours, in any state of coming up.
         label: What it carries while booting; its expiry is the lease's.
-        files: The release's.
         boot: Deadlines.
         host_key: The machine's, as it was first seen; None on the first connection, which pins it.
     """
@@ -220,19 +205,27 @@ def _bring_up(
     booting = replace(label, expires_at=expires)
     if instance.label != booting.render():
         world.market.relabel(instance.id, booting.render())
-    world.client.attach_ssh_key(instance.id, _ssh_keypair(request)[1])
+    world.client.attach_ssh_key(instance.id, ssh_keypair(request)[1])
     instance = wait_until_running(world, instance, boot)
-    identity = _identity(request, instance, label)
-    engine = engine_of(request, files)
-    work = _bootstrap(store, request, instance, host_key, identity, engine, boot)
+    identity = identity_of(request, instance, label)
+    engine = engine_of(request, supply.manifest)
+    work = bootstrap(supply, request, instance, host_key, identity, engine, boot)
     host_key = asyncio.run(_unless_stopped(world, work))
     endpoint = f"https://{instance.address}:{instance.door_port}"
     token = identity.tokens[request.model.clients[0]]
-    authority, limit = request.fleet.ca_certificate, boot.left("first token")
-    question = ready.first_token(endpoint, authority, token, engine.served_name, deadline=limit, embeds=engine.embeds)
+    question = ready.first_token(
+        endpoint,
+        request.fleet.ca_certificate,
+        token,
+        engine.served_name,
+        deadline=boot.left("first token"),
+        embeds=engine.embeds,
+    )
     asyncio.run(_unless_stopped(world, question))
     boot.done("first token", endpoint)
     world.market.relabel(instance.id, label.ready().render())
+    if engine.startup_cache:
+        asyncio.run(_unless_stopped(world, keep_startup_cache(world, supply, request, instance, host_key, engine)))
     return {
         **request.to_props(),
         "instance_id": str(instance.id),
@@ -251,6 +244,16 @@ def _bring_up(
     }
 
 
+def _label_of(world: World, instance: Instance, request: MachineRequest) -> Label:
+    """Return the label of a machine of this lease, or what it was before somebody spoilt it."""
+    label = instance.parsed
+    if label is not None and instance.belongs_to(request.fleet.id, request.uid):
+        return label
+    # The lease began with the rent: to spoil a label must not make it last longer.
+    expires_at = instance.started_at.replace(microsecond=0) + timedelta(hours=request.terms.max_hours)
+    return replace(new_label(world, request), phase=Phase.READY, expires_at=expires_at)
+
+
 async def _unless_stopped(world: World, work: Coroutine[Any, Any, Result]) -> Result:
     """Return what *work* gives, or break it off as soon as the run is not wanted any more."""
     task = asyncio.ensure_future(work)
@@ -261,86 +264,6 @@ async def _unless_stopped(world: World, work: Coroutine[Any, Any, Result]) -> Re
     finally:
         task.cancel()
     return await task
-
-
-async def _bootstrap(
-    store: Store,
-    request: MachineRequest,
-    instance: Instance,
-    host_key: str | None,
-    identity: Identity,
-    engine: Engine,
-    boot: Boot,
-) -> str:
-    """Bring the model server up over SSH; return the machine's host key."""
-    blobs = {file.sha256: Grant(file.sha256, file.size, store.presign(file.sha256, URL_LIFE)) for file in engine.files}
-    caddy = Grant(CADDY.sha256, CADDY.size, store.presign(CADDY.sha256, URL_LIFE))
-    async with await _log_in(request, instance, host_key, boot.left("ssh")) as machine:
-        gpus = await _verify_gpus(machine, request)
-        boot.done("ssh", f"{instance.address}:{instance.ports[SSH]}, {gpus}")
-        limits = Deadlines(weights=boot.left("weights"), engine=boot.left("engine"))
-        applied = await run.apply(machine, engine, identity, caddy, blobs, deadlines=limits, report=boot.tell)
-        for phase in ("weights", "engine"):
-            boot.done(phase, seconds=applied.phases[phase])
-        return machine.host_key
-
-
-async def _verify_gpus(machine: Machine, request: MachineRequest) -> str:
-    """Compare what the machine's own driver says with what was asked, before a byte of weights is sent."""
-    need = request.need
-    gpus = await run.inspect_gpus(machine)
-    said = ", ".join(f"{gpu.name} ({gpu.memory_mib} MiB)" for gpu in gpus) or "no GPU"
-    fitting = [
-        gpu
-        for gpu in gpus
-        if gpu.memory_mib / 1024 >= need.min_vram_gib * VRAM_TOLERANCE
-        and any(GPUS[name].is_reported_as(gpu.name) for name in need.gpus)
-    ]
-    if len(fitting) != need.gpu_count or len(gpus) != need.gpu_count:
-        raise MismatchError(f"the machine itself reports {said}, asked was {need.gpu_count} × {' or '.join(need.gpus)}")
-    return said
-
-
-async def _shut_door(request: MachineRequest, instance: Instance, host_key: str | None) -> None:
-    async with asyncio.timeout(DOOR_PATIENCE.total_seconds()):
-        async with await _log_in(request, instance, host_key, DOOR_PATIENCE) as machine:
-            await run.close_door(machine)
-
-
-async def _log_in(request: MachineRequest, instance: Instance, host_key: str | None, deadline: timedelta) -> Machine:
-    from bootstrap import ssh
-
-    private, _ = _ssh_keypair(request)
-    target = ssh.Target(instance.address, instance.ports[SSH], client_key=private, host_key=host_key)
-    return await ssh.connect(target, deadline=deadline)
-
-
-def _ssh_keypair(request: MachineRequest) -> tuple[str, str]:
-    from dynamic_providers.lease.certificates import ssh_keypair
-
-    return ssh_keypair(request.fleet.sign, request.uid)
-
-
-def _identity(request: MachineRequest, instance: Instance, label: Label) -> Identity:
-    from dynamic_providers.lease.certificates import sign_leaf
-
-    fleet, uid = request.fleet, request.uid
-    leaf = sign_leaf(
-        fleet.sign,
-        fleet.ca_certificate,
-        uid=uid,
-        instance_id=instance.id,
-        address=instance.address,
-        expires_at=label.expires_at,
-    )
-    return Identity(
-        instance_id=str(instance.id),
-        certificate=leaf.certificate,
-        private_key=leaf.private_key,
-        tokens={name: keys.client_token(fleet.sign, uid, instance.id, name) for name in request.model.clients},
-        scrape_token=keys.scrape_token(fleet.observe, uid, instance.id),
-        control_token=keys.control_token(fleet.observe, uid, instance.id),
-    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -62,12 +62,14 @@ class World:
         say: Prints one line for the operator, at once.
         clock: What waits go by.
         stop: Whether this run is still wanted.
+        show: Shows a line in the place of the one before; None where lines only follow each other.
     """
 
     client: VastClient
     say: Callable[[str], None]
     clock: Clock = field(default_factory=Clock)
     stop: Stop = field(default_factory=Stop)
+    show: Callable[[str], None] | None = None
 
     @property
     def market(self) -> VastMarket:

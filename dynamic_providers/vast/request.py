@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from math import ceil
 from typing import Any, Self
 
+from dynamic_providers.store.address import StoreAddress
 from dynamic_providers.vast.models import GpuNeed
 from dynamic_providers.vast.offers import Plan
 
@@ -27,6 +28,7 @@ class ModelRequest:
         release: `name@sha256:<hex>`.
         size_bytes: All of its files.
         clients: One token each.
+        startup_cache: What a machine compiles is kept for the next time that it is rented.
     """
 
     release: str
@@ -35,6 +37,7 @@ class ModelRequest:
     max_model_len: int | None
     vllm_args: tuple[str, ...]
     clients: tuple[str, ...]
+    startup_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,6 @@ class LeaseTerms:
     boot_minutes: float = 20.0
     attempts: int = 3
     max_usd_total: float | None = None
-
-
-@dataclass(frozen=True)
-class StoreAddress:
-    """Where the weights lie."""
-
-    bucket: str
-    location: str
-    endpoint: str | None = None
-    profile: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ class MachineRequest:
                 **_known(LeaseTerms, terms)
                 | {"idle_minutes": int(terms["idle_minutes"]), "attempts": int(terms["attempts"])}
             ),
-            store=StoreAddress(**_known(StoreAddress, props["store"])),
+            store=StoreAddress.from_props(props["store"]),
         )
 
     def to_props(self) -> dict[str, Any]:
@@ -112,7 +105,7 @@ class MachineRequest:
             "image": self.image,
             "model": _plain(self.model),
             "terms": _plain(self.terms),
-            "store": _plain(self.store),
+            "store": self.store.to_props(),
         }
 
     @property
@@ -133,11 +126,16 @@ def disk_for(size_bytes: int) -> float:
     return float(ceil(size_bytes / 1e9 + IMAGE_DISK_GB + SPARE_DISK_GB))
 
 
-def misfits(request: MachineRequest) -> list[str]:
-    """Say why the model cannot run on any machine of the need, a line a problem; empty means that it can."""
+def misfits(request: MachineRequest, gpu_bytes: int | None = None) -> list[str]:
+    """Say why the model cannot run on any machine of the need, a line a problem; empty means that it can.
+
+    Args:
+        request: What is asked.
+        gpu_bytes: Of GPU memory that the weights take; None is unknown, and then their files' size stands for it.
+    """
     need, model = request.need, request.model
     problems = []
-    weights_gib = model.size_bytes / 2**30
+    weights_gib = (model.size_bytes if gpu_bytes is None else gpu_bytes) / 2**30
     room_gib = need.gpu_count * need.min_vram_gib * WEIGHTS_SHARE
     if weights_gib > room_gib:
         least = weights_gib / need.gpu_count / WEIGHTS_SHARE
@@ -200,6 +198,7 @@ def _parse_model(props: Mapping[str, Any]) -> ModelRequest:
         max_model_len=int(props["max_model_len"]) if props.get("max_model_len") else None,
         vllm_args=tuple(props.get("vllm_args", ())),
         clients=tuple(props["clients"]),
+        startup_cache=bool(props.get("startup_cache", False)),
     )
 
 

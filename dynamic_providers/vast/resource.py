@@ -1,8 +1,4 @@
-"""Fleet, Lease and VastInstance as Pulumi sees them; the only file of this package that knows Pulumi.
-
-Providers hold no state: a resource keeps only the import path of its class (a class attribute is not pickled), so
-that every later run, `destroy` too, runs the code that is installed then.
-"""
+"""Fleet, Lease and VastInstance as Pulumi sees them; the only file of this package that knows Pulumi."""
 
 import json
 import secrets
@@ -10,22 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from pulumi import Input, Output, ResourceOptions
-from pulumi.dynamic import (
-    ConfigureRequest,
-    CreateResult,
-    DiffResult,
-    ReadResult,
-    Resource,
-    ResourceProvider,
-    UpdateResult,
-)
+from pulumi.dynamic import CreateResult, DiffResult, ReadResult, Resource, UpdateResult
 
 from dynamic_providers.clock import Clock
-from dynamic_providers.credentials import ReadConfig, open_store, vast_client
+from dynamic_providers.credentials import open_store, vast_client
 from dynamic_providers.errors import LeakError, StackError
 from dynamic_providers.lease import keys
 from dynamic_providers.lease.label import UID_LENGTH
-from dynamic_providers.process import STOP, answered, join, say
+from dynamic_providers.process import STOP, say
+from dynamic_providers.resource import Provider, show, with_secret
 from dynamic_providers.stopping import StoppableClock
 from dynamic_providers.vast import lifecycle
 from dynamic_providers.vast.rent import World, give_back
@@ -34,25 +23,12 @@ from dynamic_providers.vast.request import MachineRequest, is_updated_by, replac
 _NEVER = DiffResult(changes=False)
 
 
-class _Provider(ResourceProvider):
-    """What the three have in common: the stack's encrypted config, as second choice after the environment."""
-
-    serialize_as_secret_always = False
-    _config: ReadConfig
-
-    def __init_subclass__(cls) -> None:
-        for name in ("create", "read", "diff", "update", "delete"):
-            if name in vars(cls):
-                setattr(cls, name, answered(vars(cls)[name]))
-
-    def configure(self, req: ConfigureRequest) -> None:
-        """Remember the stack's config for this process; nothing of it is pickled."""
-        join()
-        self._config = req.config.get
+class _Provider(Provider):
+    """What the three have in common: the market."""
 
     def _world(self) -> World:
         clock = StoppableClock(STOP)
-        return World(vast_client(self._config, clock), say, clock, STOP)
+        return World(vast_client(self._config, clock), say, clock, STOP, show)
 
 
 class FleetProvider(_Provider):
@@ -159,7 +135,7 @@ class Fleet(Resource, module="vast", name="Fleet"):
 
     def __init__(self, name: str, opts: ResourceOptions | None = None) -> None:
         props = dict.fromkeys(("fleet_id", "ca_certificate", "sign", "observe"))
-        super().__init__(FleetProvider(), name, props, _secret(opts, "sign", "observe"))
+        super().__init__(FleetProvider(), name, props, with_secret(opts, "sign", "observe"))
 
 
 class Lease(Resource, module="vast", name="Lease"):
@@ -211,7 +187,7 @@ class VastInstance(Resource, module="vast", name="Instance"):
             props: As `MachineRequest.to_props` gives them.
             opts: Pulumi's.
         """
-        opts = _secret(opts, "sign", "observe", "client_token", "tokens")
+        opts = with_secret(opts, "sign", "observe", "client_token", "tokens")
         super().__init__(VastInstanceProvider(), name, {**props, **dict.fromkeys(self.OUTPUTS)}, opts)
 
 
@@ -227,7 +203,3 @@ def how_to_ask(stack: str, model: str, *, embeds: bool = False) -> str:
         f" -H 'Content-Type: application/json' -d '{body}'"
         f' "{output} endpoint)/v1/{path}"'
     )
-
-
-def _secret(opts: ResourceOptions | None, *outputs: str) -> ResourceOptions:
-    return ResourceOptions.merge(opts, ResourceOptions(additional_secret_outputs=list(outputs)))

@@ -12,10 +12,11 @@ from dynamic_providers.clock import Clock
 from dynamic_providers.lease import keys
 from dynamic_providers.lease.certificates import fleet_id, make_ca
 from dynamic_providers.lease.label import Label, Phase
+from dynamic_providers.store.address import StoreAddress
 from dynamic_providers.vast.client import VastClient
 from dynamic_providers.vast.models import GpuNeed, Instance, Offer
 from dynamic_providers.vast.offers import Plan
-from dynamic_providers.vast.request import FleetKeys, LeaseTerms, MachineRequest, ModelRequest, StoreAddress
+from dynamic_providers.vast.request import FleetKeys, LeaseTerms, MachineRequest, ModelRequest
 
 NOW = datetime(2026, 3, 14, 15, 9, 26, tzinfo=UTC)
 SIGN = "5a" * 32

@@ -26,7 +26,9 @@ CORE = (
     "dynamic_providers.lease.certificates",
     "dynamic_providers.vast.offers",
     "dynamic_providers.vast.request",
+    "dynamic_providers.store.address",
     "dynamic_providers.store.manifest",
+    "dynamic_providers.store.policy",
     "bootstrap.steps",
     "bootstrap.render",
     "bootstrap.door",
@@ -104,9 +106,11 @@ def test_dependencies_point_one_way(package: str, never: tuple[str, ...]) -> Non
     assert [name for name in importers if name == package or name.startswith(f"{package}.")] == []
 
 
-def test_of_the_providers_only_the_lifecycle_knows_bootstrap() -> None:
+def test_of_the_providers_only_the_lifecycle_and_its_hands_know_bootstrap() -> None:
     assert {n for n in importers_of("bootstrap") if n.startswith("dynamic_providers")} == {
-        "dynamic_providers.vast.lifecycle"
+        "dynamic_providers.vast.lifecycle",
+        "dynamic_providers.vast.machine",
+        "dynamic_providers.vast.supply",
     }
 
 

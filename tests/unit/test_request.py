@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from dynamic_providers.store.address import StoreAddress
 from dynamic_providers.vast.models import GpuNeed
 from dynamic_providers.vast.request import (
     LeaseTerms,
     MachineRequest,
-    StoreAddress,
     disk_for,
     is_updated_by,
     misfits,

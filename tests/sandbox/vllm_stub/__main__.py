@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[3])  # was this folder; our modules are tests.sandbox.vllm_stub.*
 
 from tests.sandbox.vllm_stub.arguments import parse  # noqa: E402  (needs the path above)
+from tests.sandbox.vllm_stub.compiled import compile_model  # noqa: E402
 from tests.sandbox.vllm_stub.model import ModelError, check_model  # noqa: E402
 
 
@@ -32,6 +33,7 @@ def main() -> int:
             kind = "ValueError" if isinstance(error, ModelError) else "OSError"
             sys.stderr.write(f"(APIServer pid={os.getpid()}) {kind}: {error}\n")
             return 1
+        compile_model(arguments)
         # Only now: aiohttp takes a while to import, and what is wrong should be told at once.
         from tests.sandbox.vllm_stub.server import serve
 
