@@ -36,8 +36,8 @@ check: $(READY) ## format, lint and types of the whole tree
 fix: $(READY) ## format, and mend what the linter can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
-bench: $(READY) ## what our own work takes beside the engine's (ROUNDS=3); STACK=gpu-on: how fast a running stack answers
-	@$(BIN)/python -m tests.bench
+bench: $(READY) ## what our own work takes beside the engine's (ROUNDS=3); SECTION=fetch or push; STACK=gpu-on: its speed
+	@$(BIN)/python -m tests.bench $(SECTION)
 
 # Every dependency with its hashes and without addresses, as the registry stood a week ago: time for a bad release to
 # be found out.

@@ -22,7 +22,7 @@ def build_bundle(engine: Engine, identity: Identity, caddy_sha256: str) -> dict[
         for program, files in render_programs(engine, identity, caddy_sha256).items()
         for name, content in files.items()
     }
-    return {**_carried(), **rendered, "supervisord.conf": render_supervisor_conf().encode()}
+    return {**carried(), **rendered, "supervisord.conf": render_supervisor_conf().encode()}
 
 
 def differing(bundle: Mapping[str, bytes], listing: str) -> dict[str, bytes]:
@@ -52,8 +52,13 @@ def _fields(line: str) -> tuple[str, str, str]:
 
 
 @cache
-def _carried() -> dict[str, bytes]:
-    ours = {f"host/{path}": data for path, data in _walk(resources.files("bootstrap.host"))}
+def carried() -> dict[str, bytes]:
+    """Return the files that are the same on every machine."""
+    # A program is called by its path. A package is imported, there as here by the same name.
+    ours = {
+        f"{'bootstrap/' if '/' in path else ''}host/{path}": data
+        for path, data in _walk(resources.files("bootstrap.host"))
+    }
     supervisor = {f"supervisor/{path}": data for path, data in _walk(resources.files("supervisor"))}
     return {**ours, **supervisor}
 

@@ -6,6 +6,7 @@ Layout, under `$GPU_WORKSPACE/gpu-on-demand` (default `/workspace/gpu-on-demand`
     bin/caddy-<sha256>  programs
     blobs/<sha256>      weights, under a name only once they are checked
     models/<digest>/    one release each: hard links to blobs
+    caches/<hash>/      what the engine compiled, where start-up caches are kept
     bundle/             what `apply` puts there: host/ (programs of ours), supervisor/ (the package), supervisord.conf,
                         engine/ and door/, of which each file is what that program is started from
     run/                working directory of everything: sockets, `closed`, fetch.json and its progress,
@@ -99,13 +100,26 @@ def render_engine_run(engine: Engine) -> str:
         arguments += ["--tensor-parallel-size", str(engine.gpu_count)]
     arguments += ["--allowed-media-domains", NOWHERE, "--shutdown-timeout", str(DRAIN_SECONDS), *engine.vllm_args]
     return f"""\
-export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+{_render_caches(engine)}export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 export VLLM_SERVER_DEV_MODE=0 VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 VLLM_ALLOW_RUNTIME_LORA_UPDATING=0
 rm -rf engine.sock engine.ipc
 mkdir engine.ipc
 export VLLM_RPC_BASE_PATH=engine.ipc
 exec vllm serve "${{PWD%/run}}/{model_folder(engine)}" {shlex.join(arguments)}
+"""
+
+
+def _render_caches(engine: Engine) -> str:
+    """Return what puts all compile caches into one folder; its path is part of what vLLM looks them up by.
+
+    Source: vLLM 0.32 (`VLLM_CACHE_ROOT` holds torch's and Triton's since PR #39718), FlashInfer, the CUDA driver.
+    """
+    if not engine.startup_cache:
+        return ""
+    return f"""\
+caches="${{PWD%/run}}/{cache_folder(engine)}"
+export VLLM_CACHE_ROOT="$caches/vllm" FLASHINFER_WORKSPACE_BASE="$caches/flashinfer" CUDA_CACHE_PATH="$caches/cuda"
 """
 
 
@@ -129,6 +143,11 @@ def fingerprint(files: Mapping[str, bytes]) -> str:
 def model_folder(engine: Engine) -> str:
     """Return where a release lies, from the root."""
     return f"models/{engine.digest}"
+
+
+def cache_folder(engine: Engine) -> str:
+    """Return where the engine's compile caches lie, from the root."""
+    return f"caches/{engine.compile_hash()}"
 
 
 def blob_path(sha256: str) -> str:

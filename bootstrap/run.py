@@ -7,17 +7,17 @@ any point, the next run goes on from there. What each file is for stands in `ren
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from bootstrap.bundle import build_bundle, differing, pack
-from bootstrap.render import ROOT, blob_path, caddy_path, fingerprint, model_folder, render_programs
+from bootstrap.cache import CacheError, restore
+from bootstrap.remote import RUNNING, ask, growing_pauses, must
+from bootstrap.render import ROOT, blob_path, fingerprint, model_folder, render_programs
 from bootstrap.steps import (
-    COMMAND_TIMEOUT,
     Applied,
     Deadlines,
     Engine,
@@ -28,23 +28,16 @@ from bootstrap.steps import (
     is_host_fault,
     parse_gpus,
     redact,
-    render_progress,
     telling_lines,
 )
+from bootstrap.weights import FreshUrls, bring
 from dynamic_providers.errors import BootError, BootstrapError
 
 if TYPE_CHECKING:  # who logs in imports it: asyncssh takes a third of a second
-    from bootstrap.ssh import Completed, Machine
+    from bootstrap.ssh import Machine
 
-LOOK_SECONDS = 0.5
-FIRST_LOOK_SECONDS = 0.05
-"""Small models are there at once; the pauses between looks grow from this to `LOOK_SECONDS`."""
-PAUSE_GROWTH = 1.3
 UPLOAD_TIMEOUT = timedelta(minutes=3)
 """The bundle is about 150 kB; a home uplink may be slow and busy."""
-STOP_TIMEOUT = timedelta(minutes=2)
-"""Longer than the drain of door and engine together."""
-RUNNING = {"STARTING", "RUNNING"}
 NOTHING_APPLIED = '{"settings": null}'
 
 Item = Mapping[str, Any]
@@ -74,6 +67,8 @@ async def apply(
     *,
     deadlines: Deadlines,
     report: Report,
+    fresh_urls: FreshUrls | None = None,
+    cache: Grant | None = None,
 ) -> Applied:
     """Make the machine serve *engine* as *identity*; return what each phase took.
 
@@ -85,6 +80,8 @@ async def apply(
         blobs: For each file of the model, by SHA-256, where it comes from.
         deadlines: Of the phases `weights` and `engine`.
         report: Told now and then how a phase goes on.
+        fresh_urls: Asked for new URLs where those of *caddy* and *blobs* end while they are in use.
+        cache: Where the engine's start-up cache comes from; what is wrong with it only makes the start a cold one.
 
     Raises:
         BootError: The host fails or is too slow: another one may do better.
@@ -92,18 +89,28 @@ async def apply(
     """
     began = time.monotonic()
     changed = await _put_bundle(machine, build_bundle(engine, identity, caddy.sha256))
-    await _must(machine, "start", f"python3 {ROOT}/bundle/host/start.py </dev/null")
-    changed |= await _fetch(machine, _files(caddy, blobs, engine), deadlines.weights, report)
+    await must(machine, "start", f"python3 {ROOT}/bundle/host/start.py </dev/null")
+    changed |= await bring(machine, engine, caddy, blobs, deadlines.weights, report, fresh_urls)
     links = [{"path": file.path, "blob": blob_path(file.sha256)} for file in engine.files]
-    changed |= (await _ask(machine, "link", model_folder(engine), links))["changed"]
+    changed |= (await ask(machine, "link", model_folder(engine), links))["changed"]
+    cache_refused = await _restore_cache(machine, engine, cache) if cache else ""
     fetched = time.monotonic()
-    running, pids = (await _ask(machine, "status"))["programs"], {}
+    running, pids = (await ask(machine, "status"))["programs"], {}
     for name, files in render_programs(engine, identity, caddy.sha256).items():
         is_new, pids[name] = await _ensure(machine, name, running[name], fingerprint(files))
         changed |= is_new
     await _wait_until_healthy(machine, pids, identity, deadlines.engine, report)
-    await _ask(machine, "open_door", {"settings": engine.settings_hash(), "instance": identity.instance_id})
-    return Applied({"weights": fetched - began, "engine": time.monotonic() - fetched}, changed)
+    await ask(machine, "open_door", {"settings": engine.settings_hash(), "instance": identity.instance_id})
+    return Applied({"weights": fetched - began, "engine": time.monotonic() - fetched}, changed, cache_refused)
+
+
+async def _restore_cache(machine: Machine, engine: Engine, cache: Grant) -> str:
+    """Return why the engine starts cold; empty if its cache is there."""
+    try:
+        await restore(machine, engine, cache)
+    except CacheError as error:
+        return str(error)
+    return ""
 
 
 async def close_door(machine: Machine) -> None:
@@ -113,7 +120,7 @@ async def close_door(machine: Machine) -> None:
     comes next must see that it does not serve.
     """
     note = f"echo '{NOTHING_APPLIED}' >control/state.json"
-    await _must(machine, "door", f"if cd {ROOT}/run 2>/dev/null; then {note}; touch closed; fi")
+    await must(machine, "door", f"if cd {ROOT}/run 2>/dev/null; then {note}; touch closed; fi")
 
 
 async def read_settings_hash(machine: Machine) -> str | None:
@@ -125,29 +132,9 @@ async def read_settings_hash(machine: Machine) -> str | None:
     return settings
 
 
-async def _must(
-    machine: Machine, step: str, command: str, *, stdin: bytes | None = None, timeout: timedelta = COMMAND_TIMEOUT
-) -> str:
-    return _output(step, await machine.run(command, stdin=stdin, timeout=timeout))
-
-
-def _output(step: str, done: Completed) -> str:
-    if done.exit_status:
-        last = "\n".join((done.stderr or done.stdout).splitlines()[-10:])
-        raise BootError(step, f"a command failed on the machine (exit {done.exit_status}): {redact(last, ())}")
-    return done.stdout
-
-
-async def _ask(machine: Machine, command: str, *arguments: object) -> Any:
-    """Run a command of `host/machine.py`; arguments and answer are JSON."""
-    question = json.dumps([command, *arguments])
-    done = await machine.ask(f"python3 {ROOT}/bundle/host/machine.py", question, timeout=STOP_TIMEOUT)
-    return json.loads(_output(command, done))
-
-
 async def _put_bundle(machine: Machine, bundle: Mapping[str, bytes]) -> bool:
     """Put the files that differ. What runs goes on with what it has until it is started anew."""
-    listing = await _must(
+    listing = await must(
         machine,
         "bundle",
         f"umask 077; mkdir -p {ROOT}/bundle {ROOT}/run/control && cd {ROOT}/bundle"
@@ -156,7 +143,7 @@ async def _put_bundle(machine: Machine, bundle: Mapping[str, bytes]) -> bool:
     missing = differing(bundle, listing)
     if not missing:
         return False
-    await _must(
+    await must(
         machine,
         "bundle",
         # From here on the former settings are no longer what would come back after a restart.
@@ -167,88 +154,8 @@ async def _put_bundle(machine: Machine, bundle: Mapping[str, bytes]) -> bool:
     )
     # On a machine that had nothing, nothing can run.
     if listing and any(path.startswith("supervisor") for path in missing):
-        await _ask(machine, "halt")
+        await ask(machine, "halt")
     return True
-
-
-def _files(caddy: Grant, blobs: Mapping[str, Grant], engine: Engine) -> list[Item]:
-    """Return what must lie on the disk, the front door first; each blob once, however many files it is."""
-    wanted: dict[str, Item] = {
-        caddy.sha256: {**_item("caddy", caddy, caddy_path(caddy.sha256)), "mode": 0o700},
-    }
-    for file in engine.files:
-        wanted[file.sha256] = _item(file.path, blobs[file.sha256], blob_path(file.sha256))
-    return list(wanted.values())
-
-
-def _item(name: str, grant: Grant, path: str) -> Item:
-    return {"name": name, "path": path, "sha256": grant.sha256, "size": grant.size, "url": grant.url}
-
-
-async def _fetch(machine: Machine, files: Sequence[Item], deadline: timedelta, report: Report) -> bool:
-    """Have the machine fetch what it lacks. A download that an earlier run left going is picked up."""
-    known = [{key: value for key, value in item.items() if key != "url"} for item in files]
-    look = await _ask(machine, "missing", known)
-    if not look["files"]:
-        return False
-    if look["short_bytes"]:
-        # What serves now goes first: its files may not be given back before it lets go of them.
-        await _ask(machine, "stop", "engine")
-        await _ask(machine, "prune", known)
-        look = await _ask(machine, "missing", known)
-    if look["short_bytes"]:
-        need, free = look["need_bytes"] / 1e9, look["free_bytes"] / 1e9
-        raise BootError("weights", f"the disk has {free:.1f} GB free, {need:.1f} GB and a reserve are to go there")
-    job = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-    until = time.monotonic() + deadline.total_seconds()
-    status = await _ask(machine, "status")
-    picked_up = (status["fetch"] or {}).get("job") == job and status["programs"]["fetch"]["state"] in RUNNING
-    if picked_up and not await _follow_fetch(machine, until, report):
-        return True
-    await _ask(machine, "fetch", {"id": job, "files": files})
-    if failure := await _follow_fetch(machine, until, report):
-        raise failure
-    return True
-
-
-async def _follow_fetch(machine: Machine, until: float, report: Report) -> BootError | BootstrapError | None:
-    """Watch the download to its end; return what went wrong, or None."""
-    text, pauses = "not begun", _growing_pauses()
-    while True:
-        status = await _ask(machine, "status")
-        progress = status["fetch"] or {}
-        match progress.get("state"):
-            case "done":
-                return None
-            case "failed":
-                return _fetch_error(progress)
-            case "running":
-                text = render_progress(progress["bytes"], progress["total"], progress["rate"])
-                report("weights", text)
-        if status["programs"]["fetch"]["state"] not in RUNNING:
-            # It may have ended between the two looks that make a status.
-            progress = (await _ask(machine, "status"))["fetch"] or {}
-            if progress.get("state") not in {"done", "failed"}:
-                return BootError("weights", f"the download ended half-way: {text}")
-            continue
-        if time.monotonic() > until:
-            await _ask(machine, "stop", "fetch")
-            return BootError("weights", f"missed its deadline: {text}")
-        await asyncio.sleep(next(pauses))
-
-
-def _growing_pauses() -> Iterator[float]:
-    pause = FIRST_LOOK_SECONDS
-    while True:
-        yield min(pause, LOOK_SECONDS)
-        pause = min(pause * PAUSE_GROWTH, LOOK_SECONDS)
-
-
-def _fetch_error(progress: Mapping[str, Any]) -> BootError | BootstrapError:
-    said = f"{progress['file']}: {progress['message']}"
-    if progress["kind"] in {"network", "disk"}:
-        return BootError("weights", said)
-    return BootstrapError("weights", said)
 
 
 async def _ensure(machine: Machine, name: str, program: Item, wanted: str) -> tuple[bool, int]:
@@ -261,20 +168,20 @@ async def _ensure(machine: Machine, name: str, program: Item, wanted: str) -> tu
         return False, program["pid"]
     if name == "engine":
         await close_door(machine)
-    return True, (await _ask(machine, "start", name))["pid"]
+    return True, (await ask(machine, "start", name))["pid"]
 
 
 async def _wait_until_healthy(
     machine: Machine, pids: Mapping[str, int], identity: Identity, deadline: timedelta, report: Report
 ) -> None:
     """Wait for door and engine; one that ends at its start is noticed at once, not at the deadline."""
-    began, pauses = time.monotonic(), _growing_pauses()
+    began, pauses = time.monotonic(), growing_pauses()
     while True:
-        status = await _ask(machine, "status")
+        status = await ask(machine, "status")
         for name, pid in pids.items():
             program = status["programs"][name]
             if program["state"] not in RUNNING or program["pid"] != pid:
-                await _ask(machine, "stop", name)
+                await ask(machine, "stop", name)
                 raise _start_error(name, await _tail(machine, name, pid, identity))
         if status["healthy"]:
             return
@@ -287,7 +194,7 @@ async def _wait_until_healthy(
 
 
 async def _tail(machine: Machine, name: str, pid: int, identity: Identity) -> str:
-    lines = (await _ask(machine, "tail", name, pid))["lines"]
+    lines = (await ask(machine, "tail", name, pid))["lines"]
     return redact("\n".join(lines), identity.secrets())
 
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 """Raised by whoever changes what is put on a machine, so that running machines are seen to differ."""
 
 COMMAND_TIMEOUT = timedelta(seconds=60)
@@ -51,6 +51,8 @@ class Engine:
         max_model_len: Tokens of context; None leaves it to the model.
         gpu_count: GPUs of the machine; tensor parallelism follows.
         clients: Names; each has a token of its own in the `Identity`.
+        allow: `pickle` and `code`, where the push of the release allowed them.
+        startup_cache: Its compile caches lie where they can be packed and put back.
     """
 
     release: str
@@ -60,6 +62,8 @@ class Engine:
     max_model_len: int | None = None
     gpu_count: int = 1
     clients: tuple[str, ...] = ("default",)
+    startup_cache: bool = False
+    allow: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -71,12 +75,17 @@ class Engine:
         """Whether it answers with vectors instead of text."""
         return asks_for_vectors(self.vllm_args)
 
+    def compile_hash(self) -> str:
+        """Return the SHA-256, hex, of all this that decides what the engine compiles."""
+        asked = [self.release, self.vllm_args, self.max_model_len, self.gpu_count, BUNDLE_VERSION]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
     def settings_hash(self) -> str:
         """Return the SHA-256, hex, of all this and of the bundle's version; a machine reports it as applied.
 
-        Without the files: the release's digest stands for them, and who compares has not read the manifest.
+        Without what the manifest says: the release's digest stands for it, and who compares has not read it.
         """
-        asked = {**asdict(self), "files": None, "bundle": BUNDLE_VERSION}
+        asked = {**asdict(self), "files": None, "allow": None, "bundle": BUNDLE_VERSION}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -132,10 +141,15 @@ class Deadlines:
 
 @dataclass(frozen=True)
 class Applied:
-    """What `apply` did: seconds a phase, and whether anything on the machine is different now."""
+    """What `apply` did: seconds a phase, and whether anything on the machine is different now.
+
+    Args:
+        cache_refused: Why the engine starts cold although there was a start-up cache for it; empty if it did not.
+    """
 
     phases: Mapping[str, float]
     changed: bool
+    cache_refused: str = ""
 
 
 def parse_gpus(output: str) -> tuple[Gpu, ...]:
@@ -270,6 +284,7 @@ _TELLING = re.compile(r"\b\w*(Error|Exception)\b.*:|\berror: ")
 _TELLING_LINES = 8
 _LAST_LINES = 8
 _LINE_CHARACTERS = 300
+_BAR_CHARACTERS = 20
 
 
 def telling_lines(lines: Sequence[str]) -> list[str]:
@@ -286,13 +301,16 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     """Return *text* with every secret and every signed query string blotted out."""
     for secret in filter(None, secrets):
         text = text.replace(secret, "***")
-    return re.sub(r"(https?://[^\s\"'?]+)\?[^\s\"']+", r"\1?***", text)
+    text = re.sub(r"(https?://[^\s\"'?]+)\?[^\s\"']+", r"\1?***", text)
+    # A URL in pieces, as HTTP libraries show it: what signs it must not be read either.
+    return re.sub(r"((?:X-Amz-\w[\w-]*|Signature|AWSAccessKeyId)=)[^\s\"'&]+", r"\1***", text)
 
 
 def render_progress(done: int, total: int, bytes_per_second: float) -> str:
-    """Return one line about a download, such as `1.2 of 16.1 GB, 410 MB/s, 36 s left`."""
+    """Return one line about a download, such as `███░░░░░░░ 5.1 of 16.1 GB, 410 MB/s, 27 s left`."""
     unit, scale = ("GB", 1e9) if total >= 1e9 else ("MB", 1e6)
-    text = f"{done / scale:.1f} of {total / scale:.1f} {unit}"
+    filled = _BAR_CHARACTERS * done // max(total, 1)
+    text = f"{'█' * filled}{'░' * (_BAR_CHARACTERS - filled)} {done / scale:.1f} of {total / scale:.1f} {unit}"
     if bytes_per_second > 0:
         text += f", {bytes_per_second / 1e6:.0f} MB/s, {(total - done) / bytes_per_second:.0f} s left"
     return text

@@ -101,6 +101,26 @@ def fetch(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def renew(urls: dict[str, str]) -> dict[str, Any]:
+    """Hand fresh URLs, by SHA-256, to the download that runs."""
+    write_json("fetch.urls.json", urls)
+    return {}
+
+
+def naming_code(paths: list[str]) -> list[str]:
+    """Return those of the configurations that have code loaded which comes with the model."""
+    return [path for path in paths if "auto_map" in read_object(Path("..", path))]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if there is none: then nobody else can read it either."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def open_door(state: dict[str, Any]) -> dict[str, Any]:
     """Let requests in, and say from now on what is applied."""
     write_json("control/state.json", state)
@@ -174,9 +194,10 @@ def partial(item: dict[str, Any]) -> Path:
 
 
 def prune(files: Files) -> dict[str, Any]:
-    """Remove every model and blob but *files*: what both have stays."""
+    """Remove every model and blob but *files*, and all compile caches: what both have stays."""
     keep = {Path(item["path"]).name for item in files}
     shutil.rmtree("../models", ignore_errors=True)
+    shutil.rmtree("../caches", ignore_errors=True)
     for blob in Path("../blobs").glob("*"):
         if blob.name.partition(".")[0] not in keep:
             blob.unlink()
@@ -219,9 +240,9 @@ def write_json(path: str, value: object) -> None:
     new.replace(path)
 
 
-COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (status, start, stop, fetch, open_door, halt, tail, missing, prune, link)
+    for function in (status, start, stop, fetch, renew, naming_code, open_door, halt, tail, missing, prune, link)
 }
 
 

@@ -2,7 +2,8 @@
 
 Each round runs every command on both programs, one right after the other, by each engine that is found; `own` is the
 median of the differences. Then eight gpu stacks come up at once. ROUNDS (3) sets how often. With STACK=<name> it
-measures instead how fast that running stack answers: REQUESTS (20), CLIENTS (4), TOKENS (64).
+measures instead how fast that running stack answers: REQUESTS (20), CLIENTS (4), TOKENS (64). Transfers have sections
+of their own, `python -m tests.bench fetch` and `push`.
 """
 
 import os
@@ -10,16 +11,19 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from tests.bench.fetch import measure_fetch
+from tests.bench.push import measure_push
 from tests.bench.stage import STACKS, BenchError, Engine, Run, Stage, open_stage
 from tests.bench.tokens import measure_stack
 from tests.sandbox.world import SandboxError
 
+SECTIONS = {"fetch": measure_fetch, "push": measure_push}
 PROGRAMS = ("sample", "gpu")
 UP = ("up", "--yes", "--skip-preview")
 DESTROY = ("destroy", "--yes", "--skip-preview")
@@ -33,8 +37,13 @@ Pairs = dict[tuple[str, str], list[tuple[Run, Run]]]
 """Engine and command → for each round the run on the sample program and the run on ours."""
 
 
-def main() -> int:
-    """Measure and print."""
+def main(section: str = "") -> int:
+    """Measure and print; all but transfers, or the one that is named."""
+    if section in SECTIONS:
+        return _measure_transfer(SECTIONS[section])
+    if section:
+        print(f"bench: no section {section!r}: {', '.join(SECTIONS)}, or none", file=sys.stderr)
+        return 2
     if stack := os.environ.get("STACK"):
         return measure_stack(stack)
     rounds, load = int(os.environ.get("ROUNDS", "3")), os.getloadavg()[0]
@@ -54,6 +63,17 @@ def main() -> int:
     _tell(f"{os.cpu_count()} processors, load average {load:.1f} before and {os.getloadavg()[0]:.1f} after\n")
     _tell("\n".join([*render_times(pairs), "", *render_peaks(pairs), "", *render_crowd(engine, crowd, alone, busy)]))
     return 0
+
+
+def _measure_transfer(measure: Callable[[], int]) -> int:
+    signal.signal(signal.SIGTERM, _stop)  # or gigabytes would be left behind
+    try:
+        return measure()
+    except (BenchError, RuntimeError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def measure_pairs(stage: Stage, rounds: int) -> Pairs:
@@ -141,4 +161,4 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:2]))

@@ -16,6 +16,7 @@ from bootstrap import ready, run
 from bootstrap.render import render_onstart
 from bootstrap.ssh import Target, connect
 from bootstrap.steps import Applied, Deadlines, Engine, Grant, Identity, ModelFile
+from bootstrap.weights import FreshUrls
 from dynamic_providers.lease.certificates import make_ca, sign_leaf, ssh_keypair
 from dynamic_providers.store.binaries import CADDY, find_binary
 from tests.sandbox.blob_server import BlobServer
@@ -58,7 +59,9 @@ class World:
         """Where everything of ours lies."""
         return self.folder / "w/gpu-on-demand"
 
-    async def apply(self, engine: Engine | None = None, deadlines: Deadlines = DEADLINES) -> Applied:
+    async def apply(
+        self, engine: Engine | None = None, deadlines: Deadlines = DEADLINES, fresh_urls: FreshUrls | None = None
+    ) -> Applied:
         engine = engine or self.engine
         async with await connect(self.target(), deadline=SOON) as machine:
             return await run.apply(
@@ -69,6 +72,7 @@ class World:
                 self.grants(engine),
                 deadlines=deadlines,
                 report=lambda *told: self.told.append(told),
+                fresh_urls=fresh_urls,
             )
 
     async def sh(self, command: str) -> str:

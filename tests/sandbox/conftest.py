@@ -1,6 +1,7 @@
 """What the lifecycle's tests share: one bucket for all of them, and a market for each."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,10 @@ RELEASES = ("tiny", "other", "spoilt", "lost")
 
 @pytest.fixture(scope="session")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
-    """Return a bucket with the front door and tiny models; of one a file is spoilt, of another one it is lost."""
+    """Return a bucket with the front door and tiny models.
+
+    Of one a file is spoilt, of another one it is lost, and one got there without a push, which would have refused it.
+    """
     with Storage() as storage, pytest.MonkeyPatch.context() as patch:
         for name, value in storage.environment.items():
             patch.setenv(name, value)
@@ -36,6 +40,11 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
         noise.write_bytes(bytes(spoilt.size))
         store.put_blob(noise, spoilt.sha256)
         store.delete_blob(lost.sha256)
+        tiny = releases["tiny"].files
+        releases["pickled"] = Manifest(
+            "pickled", (*tiny, replace(_weights(releases["tiny"]), path="pytorch_model.bin"))
+        )
+        store.put_manifest(releases["pickled"])
         push_binary(store, CADDY, lambda *_: None)
         yield Bucket(storage, store, releases)
 

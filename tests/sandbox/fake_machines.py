@@ -19,7 +19,7 @@ import asyncssh
 import httpx
 import pytest
 
-from bootstrap import ready, run, ssh
+from bootstrap import ready, run, ssh, weights
 from bootstrap.render import fingerprint
 from bootstrap.steps import Engine
 from dynamic_providers.clock import Clock
@@ -75,7 +75,7 @@ class FakeMachine:
             return 127, f"no such command: {command}"
         return 0, ""
 
-    def ask(self, command: str, *arguments: Any) -> dict[str, Any]:
+    def ask(self, command: str, *arguments: Any) -> Any:
         """Do what `machine.py` does on a command.
 
         Raises:
@@ -83,8 +83,7 @@ class FakeMachine:
         """
         if not self.programs and command != "halt":
             raise LookupError("no supervisor")
-        answer: dict[str, Any] = getattr(self, f"do_{command}")(*arguments)
-        return answer
+        return getattr(self, f"do_{command}")(*arguments)
 
     def do_status(self) -> dict[str, Any]:
         healthy = self.programs["engine"]["state"] == "RUNNING"
@@ -105,6 +104,10 @@ class FakeMachine:
         self.there |= {item["path"] for item in job["files"]}
         self.progress = {"state": "done", "job": job["id"]}
         return {}
+
+    def do_naming_code(self, paths: list[str]) -> list[str]:
+        assert set(paths) <= self.there
+        return []
 
     def do_link(self, folder: str, links: list[dict[str, Any]]) -> dict[str, Any]:
         assert {item["blob"] for item in links} <= self.there
@@ -277,7 +280,7 @@ def fake_machines(
         patch.setattr(ssh, "_login", login)
         patch.setattr(ready, "_client", client)
         patch.setattr(run, "pack", _pack)
-        for module in (ssh, run, ready):
+        for module in (ssh, run, weights, ready):
             patch.setattr(module, "time", played_time)
             patch.setattr(module, "asyncio", played_asyncio)
         yield

@@ -147,10 +147,10 @@ class QuickStore(Store):
 
     clients: dict[str, Any] = {}  # noqa: RUF012 - one for all
 
-    def _connect(self, limits: dict[str, Any]) -> Any:
-        key = f"{self.endpoint} {limits}"
+    def _connect(self, limits: dict[str, Any], **form: Any) -> Any:
+        key = f"{self.endpoint} {limits} {form}"
         if key not in self.clients:
-            self.clients[key] = super()._connect(limits)
+            self.clients[key] = super()._connect(limits, **form)
         return self.clients[key]
 
 

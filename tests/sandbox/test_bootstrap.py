@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -208,8 +208,8 @@ def test_an_apply_that_was_cut_off_goes_on_and_its_download_lived_on(in_world: I
             await first
         assert (await world.apply()).changed
         await world.first_token()
-        assert world.store.requests[world.caddy.sha256] == 2  # two segments, each fetched once
-        assert world.store.bytes_sent[largest] < world.store.blobs[largest].__len__()
+        assert world.store.requests[world.caddy.sha256] == 4  # four segments, each fetched once
+        assert world.store.bytes_sent[largest] == len(world.store.blobs[largest])
 
     in_world(test)
 
@@ -218,7 +218,10 @@ def test_an_apply_that_was_cut_off_goes_on_and_its_download_lived_on(in_world: I
     ("fault", "said"),
     [
         pytest.param(blob_server.spoil, "note.txt.*not what its manifest says", id="corrupt"),
-        pytest.param(blob_server.expired, "note.txt.*refuses the URL: AccessDenied", id="expired"),
+        pytest.param(blob_server.expired, "note.txt: its URL is past its time$", id="expired"),
+        pytest.param(
+            blob_server.refusal(403, "SignatureDoesNotMatch"), "note.txt.*SignatureDoesNotMatch", id="wrong-url"
+        ),
     ],
 )
 def test_weights_that_cannot_be_had_fail_by_name_and_cut_nobody(
@@ -232,6 +235,59 @@ def test_weights_that_cannot_be_had_fail_by_name_and_cut_nobody(
         assert blob_server.SIGNATURE not in str(caught.value)
         world.engine = former
         await world.first_token()
+
+    in_serving_world(test)
+
+
+def test_urls_that_end_are_signed_anew_while_the_download_runs(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        asked: list[set[str]] = []
+
+        def sign(blobs: Iterable[str]) -> dict[str, str]:
+            asked.append(set(blobs))
+            return {sha256: world.store.url(sha256) + "&fresh" for sha256 in asked[-1]}
+
+        note = add_file(world, b"past its time")
+        world.store.faults[note] = [blob_server.expired]
+        assert (await world.apply(fresh_urls=sign)).changed
+        await world.first_token()
+        assert asked == [{world.caddy.sha256, *(file.sha256 for file in world.engine.files)}]
+        assert [query.endswith("&fresh") for query in world.store.queries[note]] == [False, True]
+        assert any("past its time: signing anew" in text for _, text in world.told)
+        assert not any("fresh" in path.read_text() for path in (world.root / "log").iterdir())
+
+    in_serving_world(test)
+
+
+def test_a_fresh_url_that_is_past_its_time_too_says_whose_clock_is_wrong(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        note = add_file(world, b"past every time")
+        world.store.faults[note] = [blob_server.expired] * 9
+        with pytest.raises(BootstrapError, match=r"note.txt.*past its time.*\n.*clock.*disagree"):
+            await world.apply(fresh_urls=lambda blobs: {sha256: world.store.url(sha256) for sha256 in blobs})
+
+    in_serving_world(test)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "said"),
+    [
+        pytest.param("adapter/model.bin", b"pickled", r"pickled.*adapter/model.bin .*--allow-pickle", id="pickled"),
+        pytest.param("modeling.py", b"code", r"code: modeling.py .*--allow-code", id="code"),
+        pytest.param("sub/config.json", b'{"auto_map": {"a": "b"}}', r"sub/config.json would have code", id="auto-map"),
+    ],
+)
+def test_what_runs_code_is_not_served_unless_its_push_allowed_it(
+    in_serving_world: InWorld, path: str, content: bytes, said: str
+) -> None:
+    async def test(world: World) -> None:
+        former = world.engine
+        world.engine = replace(former, files=(*former.files, ModelFile(path, len(content), put(world.store, content))))
+        with pytest.raises(BootstrapError, match=said):
+            await world.apply()
+        assert (await world.apply(replace(world.engine, allow=("code", "pickle")))).changed
+        world.engine = former
+        await world.apply()
 
     in_serving_world(test)
 

@@ -59,11 +59,12 @@ def operation_of(name: str, stage: Stage) -> Operation:
 
 
 def with_small_releases(bucket: Bucket) -> Bucket:
-    """Add releases of one file each: every request to the bucket is a moment, and one for a file stands for all."""
+    """Add releases of one blob each: every request to the bucket is a moment, and one for a blob stands for all."""
     small = {}
     for name in ("tiny", "other"):
-        weights = [file for file in bucket.releases[name].files if file.path == "model.safetensors"]
-        small[name] = Manifest(f"small-{name}", tuple(weights))
+        weights = next(file for file in bucket.releases[name].files if file.path == "model.safetensors")
+        paths = ("config.json", "model.safetensors", "tokenizer.json")
+        small[name] = Manifest(f"small-{name}", tuple(replace(weights, path=path) for path in paths))
         bucket.store.put_manifest(small[name])
     return replace(bucket, releases=small)
 
@@ -126,7 +127,7 @@ REQUESTS = {
         *("store GET", "store HEAD", "market GET users/current", "market POST bundles", "market PUT asks/N"),
         *("market GET instances", "market GET instances/N", "market POST instances/N/ssh", "market PUT instances/N"),
         *("ssh login", "ssh nvidia-smi", "ssh sha256sum", "ssh tar -xzf", "ssh start.py", "ssh missing"),
-        *("ssh status", "ssh fetch", "ssh link", "ssh start", "ssh touch closed", "ssh open_door"),
+        *("ssh status", "ssh fetch", "ssh naming_code", "ssh link", "ssh start", "ssh touch closed", "ssh open_door"),
         "door POST completions",
     },
     "destroy": {

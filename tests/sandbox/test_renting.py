@@ -224,6 +224,13 @@ def nothing(stage: Stage) -> None:
             "(?s)lost model.safetensors of lost@.*gpu models push",
             id="blob-missing",
         ),
+        pytest.param(
+            nothing,
+            {"release": "pickled"},
+            StoreError,
+            "(?s)pickled@sha256.* is not served:.*pytorch_model.bin.*--allow-pickle",
+            id="pickled-weights",
+        ),
     ],
 )
 def test_what_cannot_be_served_fails_before_anything_is_rented(

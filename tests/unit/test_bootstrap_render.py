@@ -18,6 +18,7 @@ from bootstrap.bundle import build_bundle, differing, pack
 from bootstrap.door import render_door
 from bootstrap.render import (
     ONSTART_CHARACTERS,
+    cache_folder,
     fingerprint,
     render_engine_run,
     render_onstart,
@@ -49,6 +50,15 @@ def test_vllm_serves_the_release_from_the_disk_on_a_socket(tmp_path: Path) -> No
     assert not {"--max-model-len", "--tensor-parallel-size", "--trust-remote-code", "--host"} & set(given)
     environment = (tmp_path / "run/env.txt").read_text().splitlines()
     assert {"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1"} <= set(environment)
+
+
+def test_compile_caches_lie_in_one_folder_of_ours_where_they_are_kept(tmp_path: Path) -> None:
+    arguments(replace(ENGINE, startup_cache=True), tmp_path)
+    environment = dict(line.partition("=")[::2] for line in (tmp_path / "run/env.txt").read_text().splitlines())
+    for name in ("VLLM_CACHE_ROOT", "FLASHINFER_WORKSPACE_BASE", "CUDA_CACHE_PATH"):
+        assert Path(environment[name]).parent == tmp_path / cache_folder(ENGINE)
+    arguments(ENGINE, tmp_path)
+    assert "VLLM_CACHE_ROOT" not in (tmp_path / "run/env.txt").read_text()
 
 
 def test_what_is_asked_becomes_arguments_and_quotes_cannot_break_out(tmp_path: Path) -> None:

@@ -2,17 +2,18 @@
 
 import asyncio
 import json
+import time
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 
-from bootstrap import run
+from bootstrap import weights
 from bootstrap.ssh import Completed, Machine
 from bootstrap.steps import Engine, Grant
 from dynamic_providers.errors import BootError
 
-FILES = run._files(Grant("aa", 5, "https://store/caddy?secret"), {}, Engine("m@sha256:00", "m", ()))
+FILES = weights._files(Grant("aa", 5, "https://store/caddy?secret"), {}, Engine("m@sha256:00", "m", ()))
 
 
 class PlayedMachine:
@@ -33,7 +34,8 @@ class PlayedMachine:
 
 
 def fetch(machine: PlayedMachine) -> bool:
-    return asyncio.run(run._fetch(cast(Machine, machine), FILES, timedelta(seconds=5), lambda phase, text: None))
+    watch = weights.Watch(time.monotonic() + 5, lambda phase, text: None, None)
+    return asyncio.run(weights._fetch(cast(Machine, machine), FILES, watch))
 
 
 SHORT = {"files": [{"path": "x"}], "short_bytes": 1, "need_bytes": 16.1e9, "free_bytes": 2e9}

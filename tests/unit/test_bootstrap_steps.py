@@ -29,6 +29,7 @@ ENGINE = Engine("tiny@sha256:" + "ab" * 32, "tiny", (ModelFile("config.json", 2,
         {"max_model_len": 4096},
         {"gpu_count": 2},
         {"clients": ("default", "second")},
+        {"startup_cache": True},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -101,15 +102,42 @@ def test_secrets_and_signatures_are_blotted_out() -> None:
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "URL can't contain control characters. '/bucket/a?X-Amz-Credential=k&X-Amz-Signature=abc' (found at least ' ')",
+        "GET /bucket/a?AWSAccessKeyId=k&Signature=abc%3D&Expires=1 HTTP/1.1",
+        "HTTPSConnectionPool(host='store', port=443): Max retries exceeded with url: /a?x=1&X-Amz-Signature=abc",
+        "{'X-Amz-Signature=abc'}",
+    ],
+)
+def test_of_a_url_in_pieces_nothing_that_signs_is_left(said: str) -> None:
+    left = redact(said, ())
+    assert "abc" not in left
+    assert "=k" not in left
+
+
+def test_what_is_compiled_is_the_same_for_whoever_asks_under_whatever_name() -> None:
+    same = replace(ENGINE, served_name="other", clients=("a", "b"), files=(), startup_cache=True)
+    assert same.compile_hash() == ENGINE.compile_hash()
+    changes = ({"release": "tiny@sha256:" + "ba" * 32}, {"vllm_args": ("-x",)}, {"max_model_len": 1}, {"gpu_count": 2})
+    hashes = {replace(ENGINE, **change).compile_hash() for change in changes}
+    assert len(hashes | {ENGINE.compile_hash()}) == len(changes) + 1
+
+
+@pytest.mark.parametrize(
     ("numbers", "text"),
     [
-        pytest.param((1.2e9, 16.1e9, 410e6), "1.2 of 16.1 GB, 410 MB/s, 36 s left", id="large"),
-        pytest.param((3e6, 52e6, 7e6), "3.0 of 52.0 MB, 7 MB/s, 7 s left", id="small"),
-        pytest.param((0, 16.1e9, 0), "0.0 of 16.1 GB", id="stalled"),
+        pytest.param((1.2e9, 16.1e9, 410e6), "█░░░░░░░░░░░░░░░░░░░ 1.2 of 16.1 GB, 410 MB/s, 36 s left", id="large"),
+        pytest.param((3e6, 52e6, 7e6), "█░░░░░░░░░░░░░░░░░░░ 3.0 of 52.0 MB, 7 MB/s, 7 s left", id="small"),
+        pytest.param((0, 16.1e9, 0), "░░░░░░░░░░░░░░░░░░░░ 0.0 of 16.1 GB", id="stalled"),
+        pytest.param(
+            (16.1e9, 16.1e9, 1e9), "████████████████████ 16.1 of 16.1 GB, 1000 MB/s, 0 s left", id="all-there"
+        ),
     ],
 )
 def test_progress_is_one_short_line(numbers: tuple[int, int, float], text: str) -> None:
-    assert render_progress(*numbers) == text
+    done, total, rate = numbers
+    assert render_progress(int(done), int(total), rate) == text
 
 
 @pytest.mark.parametrize(
