@@ -37,6 +37,11 @@ class Stop:
         self._running = 0
         self._changed = threading.Condition()
 
+    @property
+    def engine(self) -> str | None:
+        """`host:port` of the engine; None where there is none."""
+        return self._engine
+
     def watch(self, engine: str | None) -> None:
         """Say which engine to look at from now on."""
         self._engine = engine

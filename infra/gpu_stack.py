@@ -6,11 +6,13 @@ import pulumi
 
 from dynamic_providers.credentials import ReadConfig, open_store, vast_client
 from dynamic_providers.errors import ConfigError, StackError
-from dynamic_providers.store.manifest import ModelRef
+from dynamic_providers.store.address import StoreAddress
+from dynamic_providers.store.manifest import Manifest, ModelRef
 from dynamic_providers.vast.offers import render_survey, require_offer
 from dynamic_providers.vast.rent import World, mismatches, survey_market
 from dynamic_providers.vast.request import FleetKeys, MachineRequest, ModelRequest, misfits
 from dynamic_providers.vast.resource import Fleet, Lease, VastInstance
+from infra.membership import Membership, read_platform
 from infra.settings import GpuSettings
 
 _NOBODY = FleetKeys(id="", ca_certificate="", sign="", observe="")
@@ -25,32 +27,53 @@ def gpu_stack(settings: GpuSettings, read_config: ReadConfig) -> None:
         read_config: The same file's secrets.
 
     Raises:
-        StackError: Key, bucket or model are missing, or the model fits no machine of the need.
+        StackError: Key, platform, bucket or model are missing, or the model fits no machine of the need.
     """
     market = vast_client(read_config)
-    request = _request(settings, read_config)
-    if problems := misfits(request):
+    member = read_platform(settings.platform) if settings.platform else None
+    store = _store(settings, member)
+    manifest = open_store(store, read_config).resolve(ModelRef.parse(settings.model.ref))
+    request = _request(settings, store, manifest)
+    if problems := misfits(request, manifest.facts.gpu_bytes):
         raise ConfigError(problems)
-    fleet = Fleet("fleet")
-    lease = Lease("lease", fleet.fleet_id)
+    fleet = _fleet(member)
+    lease = Lease("lease", fleet["fleet_id"])
     if pulumi.runtime.is_dry_run():
         world = World(market, pulumi.log.info)
-        pulumi.Output.all(fleet.fleet_id, lease.uid).apply(
+        pulumi.Output.all(fleet["fleet_id"], lease.uid).apply(
             lambda known: _show_market(world, request, known), run_with_unknowns=True
         )
-    props = request.to_props() | {
-        "uid": lease.uid,
-        "fleet_id": fleet.fleet_id,
-        "ca_certificate": fleet.ca_certificate,
-        "sign": fleet.sign,
-        "observe": fleet.observe,
+    machine = VastInstance("machine", request.to_props() | fleet | {"uid": lease.uid})
+    _export(fleet["ca_certificate"], machine, request)
+
+
+def _store(settings: GpuSettings, member: Membership | None) -> StoreAddress:
+    store = member.store if member else settings.store
+    if store is None:
+        raise ConfigError(["store: missing, and no platform that brings one"])
+    return store
+
+
+def _fleet(member: Membership | None) -> dict[str, pulumi.Input[str]]:
+    """Return the platform's fleet, or declare the stack's own."""
+    if member is None:
+        fleet = Fleet("fleet")
+        return {
+            "fleet_id": fleet.fleet_id,
+            "ca_certificate": fleet.ca_certificate,
+            "sign": fleet.sign,
+            "observe": fleet.observe,
+        }
+    return {
+        "fleet_id": member.fleet.id,
+        "ca_certificate": member.fleet.ca_certificate,
+        "sign": pulumi.Output.secret(member.fleet.sign),
+        "observe": pulumi.Output.secret(member.fleet.observe),
     }
-    _export(fleet, VastInstance("machine", props), request)
 
 
-def _request(settings: GpuSettings, read_config: ReadConfig) -> MachineRequest:
+def _request(settings: GpuSettings, store: StoreAddress, manifest: Manifest) -> MachineRequest:
     """Return what is asked of the machine, with the release that the model's name stands for right now."""
-    manifest = open_store(settings.store, read_config).resolve(ModelRef.parse(settings.model.ref))
     model = ModelRequest(
         release=str(manifest.ref),
         size_bytes=manifest.bytes_total,
@@ -58,6 +81,7 @@ def _request(settings: GpuSettings, read_config: ReadConfig) -> MachineRequest:
         max_model_len=settings.model.max_model_len,
         vllm_args=settings.model.vllm_args,
         clients=settings.clients,
+        startup_cache=settings.model.startup_cache,
     )
     return MachineRequest(
         stack=pulumi.get_stack(),
@@ -67,7 +91,7 @@ def _request(settings: GpuSettings, read_config: ReadConfig) -> MachineRequest:
         image=settings.image,
         model=model,
         terms=settings.lease,
-        store=settings.store,
+        store=store,
     )
 
 
@@ -85,7 +109,7 @@ def _show_market(world: World, request: MachineRequest, known: list[Any]) -> Non
         raise pulumi.RunError(str(error)) from error
 
 
-def _export(fleet: Fleet, machine: VastInstance, request: MachineRequest) -> None:
+def _export(ca_certificate: pulumi.Input[str], machine: VastInstance, request: MachineRequest) -> None:
     first = {
         "endpoint": machine.endpoint,
         "model": request.model.served_name,
@@ -99,6 +123,6 @@ def _export(fleet: Fleet, machine: VastInstance, request: MachineRequest) -> Non
     pulumi.export("machines", [first])
     for name, value in first.items():
         pulumi.export(name, value)
-    pulumi.export("ca_certificate", fleet.ca_certificate)
+    pulumi.export("ca_certificate", ca_certificate)
     pulumi.export("client_token", pulumi.Output.secret(machine.client_token))
     pulumi.export("tokens", pulumi.Output.secret(machine.tokens))

@@ -68,6 +68,22 @@ def bucket_problem(text: str) -> str:
     return ""
 
 
+def access_key_problem(text: str) -> str:
+    """Check the id of an access key."""
+    return "" if re.fullmatch(r"[A-Za-z0-9]{8,128}", text) else "is no access key's id; letters and digits only"
+
+
+def fleet_id_problem(text: str) -> str:
+    """Check the id of a fleet."""
+    return "" if re.fullmatch(r"[0-9a-f]{8}", text) else "is no fleet's id; 8 hexadecimal digits"
+
+
+def stack_problem(text: str) -> str:
+    """Check the name of a stack."""
+    fits = re.fullmatch(r"(?:[\w.-]+/[\w.-]+/)?[\w.-]{1,100}", text)
+    return "" if fits else "is no stack's name; write that of the platform's stack, such as platform"
+
+
 def client_problem(text: str) -> str:
     """Check a client's name."""
     fits = re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", text)

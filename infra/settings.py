@@ -10,28 +10,23 @@ from typing import Any
 from bootstrap.steps import refused_args
 from dynamic_providers.errors import ConfigError
 from dynamic_providers.lease.policy import MAX_LIFETIME
+from dynamic_providers.store.address import StoreAddress
 from dynamic_providers.vast.models import GpuNeed
-from dynamic_providers.vast.request import LeaseTerms, StoreAddress
+from dynamic_providers.vast.request import LeaseTerms
 from infra import rules
 from infra.fields import Section, show
+from infra.platform_settings import PlatformSettings, parse_platform
+from infra.shared_settings import SECRETS, STORE_EXAMPLE, STORE_KEYS, Encrypted, check_secrets, parse_address
 
 PROJECT = "gpu-on-demand"
 DEFAULT_CLIENT = "default"
-LATER_KINDS = ("platform", "cluster")
-SECRETS = ("vast_api_key", "s3_access_key_id", "s3_secret_access_key")
 KEYS = ("kind", "model", "need", "lease", "store", "image", "clients", "platform", "market", "replicas", *SECRETS)
-MODEL_KEYS = ("name", "max_model_len", "vllm_args", "served_name")
+MODEL_KEYS = ("name", "max_model_len", "vllm_args", "served_name", "startup_cache")
 LEASE_KEYS = ("max_hours", "idle_minutes", "boot_minutes", "attempts", "max_usd_total")
-STORE_KEYS = ("bucket", "location", "endpoint", "profile")
 NEED_KEYS = (
     *("gpus", "gpu_count", "min_vram_gib", "max_usd_per_hour", "regions", "disk_gb"),
     *("min_reliability", "min_down_mbps", "verified", "datacenter", "dedicated"),
 )
-
-
-@dataclass(frozen=True)
-class Encrypted:
-    """Stands for a value that the stack file holds encrypted."""
 
 
 @dataclass(frozen=True)
@@ -43,27 +38,35 @@ class ModelSettings:
         max_model_len: Tokens of prompt and answer together; None leaves it to the model.
         vllm_args: Further arguments of `vllm serve`.
         served_name: The name to ask for.
+        startup_cache: What a machine compiles is kept for the next time that it is rented.
     """
 
     ref: str
     max_model_len: int | None
     vllm_args: tuple[str, ...]
     served_name: str
+    startup_cache: bool = False
 
 
 @dataclass(frozen=True)
 class GpuSettings:
-    """A stack of kind `gpu`."""
+    """A stack of kind `gpu`.
+
+    Attributes:
+        store: Where the weights lie; None where the platform says it.
+        platform: The stack that fleet and store come from; None for a stack that has its own.
+    """
 
     model: ModelSettings
     need: GpuNeed
     lease: LeaseTerms
-    store: StoreAddress
+    store: StoreAddress | None
+    platform: str | None = None
     image: str = rules.DEFAULT_IMAGE
     clients: tuple[str, ...] = (DEFAULT_CLIENT,)
 
 
-def load_settings() -> GpuSettings:
+def load_settings() -> GpuSettings | PlatformSettings:
     """Return the settings of the running Pulumi program.
 
     Raises:
@@ -80,11 +83,11 @@ def load_settings() -> GpuSettings:
     for key in SECRETS:
         if prefix + key in encrypted or config.is_config_secret(prefix + key):
             raw[key] = Encrypted()
-    return parse_settings(raw)
+    return parse_stack(raw)
 
 
 def read_stack_file(path: Path, project: str = PROJECT) -> dict[str, Any]:
-    """Return this project's settings as they stand in a stack file, for `parse_settings`.
+    """Return this project's settings as they stand in a stack file, for `parse_stack`.
 
     Raises:
         ConfigError: There is no such file, or it is no YAML.
@@ -107,7 +110,7 @@ def read_stack_file(path: Path, project: str = PROJECT) -> dict[str, Any]:
     }
 
 
-def parse_settings(raw: Mapping[str, Any]) -> GpuSettings:
+def parse_stack(raw: Mapping[str, Any]) -> GpuSettings | PlatformSettings:
     """Check *raw* and return it as values.
 
     Args:
@@ -116,13 +119,22 @@ def parse_settings(raw: Mapping[str, Any]) -> GpuSettings:
     Raises:
         ConfigError: One line for each problem, all of them.
     """
+    return parse_platform(raw) if raw.get("kind") == "platform" else parse_settings(raw)
+
+
+def parse_settings(raw: Mapping[str, Any]) -> GpuSettings:
+    """Check the settings of a gpu stack and return them as values.
+
+    Raises:
+        ConfigError: One line for each problem, all of them.
+    """
     kind = raw.get("kind")
-    if kind in LATER_KINDS:
+    if kind == "cluster":
         raise ConfigError([f"kind: {show(kind)} is not there yet; write kind: gpu"])
     problems: list[str] = []
     top = Section(raw, KEYS, problems)
     if top.required_text("kind", "write kind: gpu") not in ("gpu", ""):
-        top.problem("kind", kind, "is no kind of stack; write gpu (platform and cluster come later)")
+        top.problem("kind", kind, "is no kind of stack; write gpu or platform (cluster comes later)")
     _check_reserved(top)
     image = (
         top.text("image", rules.DEFAULT_IMAGE, f"write {rules.DEFAULT_IMAGE}", rules.image_problem)
@@ -133,37 +145,18 @@ def parse_settings(raw: Mapping[str, Any]) -> GpuSettings:
         need=_parse_need(top, image),
         lease=_parse_lease(top),
         store=_parse_store(top),
+        platform=top.text("platform", None, "write the name of the platform's stack", rules.stack_problem),
         image=image,
         clients=_parse_clients(top),
     )
-    _check_secrets(raw, problems)
+    check_secrets(raw, problems)
     if problems:
         raise ConfigError(problems)
     return settings
 
 
-def parse_store(raw: Mapping[str, Any]) -> StoreAddress | None:
-    """Return only the store of a stack file, for who needs no more; None if it names none.
-
-    Raises:
-        ConfigError: What is wrong with it.
-    """
-    if raw.get("store") is None:
-        return None
-    problems: list[str] = []
-    store = _parse_store(Section({"store": raw["store"]}, ("store",), problems))
-    if problems:
-        raise ConfigError(problems)
-    return store
-
-
 def _check_reserved(top: Section) -> None:
     """Turn away what is planned but not there, so that nobody believes it works."""
-    platform = top.text("platform", None, "write the name of a stack")
-    if platform:
-        top.problem("platform", platform, "is not there yet; leave it out, and name the bucket under `store`")
-        if "store" in top:
-            top.problem("store", "…", "stands beside `platform`, which brings its own; leave one of the two out")
     market = top.text("market", "vast", "write vast")
     if market != "vast":
         top.problem("market", market, "is not there yet; write vast or leave it out")
@@ -185,7 +178,9 @@ def _parse_model(top: Section) -> ModelSettings:
         model.note("vllm_args", f"{problem}; leave it out")
     name = re.split("[@:]", ref)[0]
     served = model.text("served_name", name, "write the name that clients ask for", rules.served_name_problem)
-    return ModelSettings(ref, None if length is None else int(length), args, served or name)
+    return ModelSettings(
+        ref, None if length is None else int(length), args, served or name, model.flag("startup_cache", False)
+    )
 
 
 def _parse_need(top: Section, image: str) -> GpuNeed:
@@ -233,19 +228,15 @@ def _parse_lease(top: Section) -> LeaseTerms:
     return terms
 
 
-def _parse_store(top: Section) -> StoreAddress:
-    example = "{bucket: <name>, location: fsn1}"
+def _parse_store(top: Section) -> StoreAddress | None:
+    if "platform" in top:
+        if "store" in top:
+            top.note("store", "stands beside `platform`, which brings its own; leave one of the two out")
+        return None
     if "store" not in top:
-        if "platform" not in top:
-            top.missing("store", f"write store: {example}")
-        return StoreAddress("", rules.LOCATIONS[0])
-    store = top.section("store", STORE_KEYS, example)
-    return StoreAddress(
-        bucket=store.required_text("bucket", "write the bucket's name", rules.bucket_problem),
-        location=store.text("location", rules.LOCATIONS[0], "write fsn1", rules.location_problem) or rules.LOCATIONS[0],
-        endpoint=store.text("endpoint", None, "write a URL", rules.endpoint_problem),
-        profile=store.text("profile", None, "write the name of a profile in ~/.aws/credentials"),
-    )
+        top.missing("store", f"write store: {STORE_EXAMPLE}, or platform: <stack>")
+        return None
+    return parse_address(top.section("store", STORE_KEYS, STORE_EXAMPLE))
 
 
 def _parse_clients(top: Section) -> tuple[str, ...]:
@@ -258,19 +249,6 @@ def _parse_clients(top: Section) -> tuple[str, ...]:
     for twice in sorted({name for name in clients if clients.count(name) > 1}):
         top.problem("clients", twice, "is there twice; leave one out")
     return clients
-
-
-def _check_secrets(raw: Mapping[str, Any], problems: list[str]) -> None:
-    """Turn away keys in clear, and half a pair; a value is never repeated. `credentials.py` reads them."""
-    for key in SECRETS:
-        if raw.get(key) is not None and not isinstance(raw[key], Encrypted):
-            problems.append(
-                f"{key}: stands in clear in the stack file; remove it there, make a new key, and use the environment "
-                f"or: pulumi config set --secret {key}"
-            )
-    for key, other in (SECRETS[1:], SECRETS[:0:-1]):
-        if key in raw and other not in raw:
-            problems.append(f"{other}: missing beside {key}; pulumi config set --secret {other}")
 
 
 def _number(section: Section, key: str, default: float, right: str, least: float, most: float) -> float:

@@ -7,15 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 from google.protobuf import json_format
 from pulumi.runtime import mocks, settings, stack
 
 
 class Engine(mocks.MockMonitor):
-    """Keeps what the program sends; answers with the outputs that it is told the resources have."""
+    """Keeps what the program sends; answers with the outputs that it is told resources and other stacks have."""
 
-    def __init__(self, outputs: dict[str, Any]) -> None:
-        super().__init__(_Answers(outputs))
+    def __init__(self, outputs: dict[str, Any], stacks: dict[str, dict[str, Any]] | None = None) -> None:
+        super().__init__(_Answers(outputs, stacks or {}))
         self.requests: dict[str, Any] = {}
         self.exports: dict[str, Any] = {}
 
@@ -31,12 +32,27 @@ class Engine(mocks.MockMonitor):
         return dict(json_format.MessageToDict(self.requests[name].object))
 
 
+class _UnknownError(grpc.RpcError):  # type: ignore[misc]
+    """What the engine's refusal of a call becomes in the SDK."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNKNOWN
+
+    def details(self) -> str:
+        return str(self)
+
+
 class _Answers(mocks.Mocks):
-    def __init__(self, outputs: dict[str, Any]) -> None:
+    def __init__(self, outputs: dict[str, Any], stacks: dict[str, dict[str, Any]]) -> None:
         self.outputs = outputs
+        self.stacks = stacks
 
     def call(self, args: mocks.MockCallArgs) -> Any:
-        raise AssertionError(f"the program calls {args.token}")
+        assert args.token == "pulumi:pulumi:readStackOutputs", f"the program calls {args.token}"
+        name = args.args["name"]
+        if name not in self.stacks:
+            raise _UnknownError(f'unknown stack "{name}"')
+        return {"name": name, "outputs": self.stacks[name], "secretOutputNames": []}
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, dict[str, Any]]:
         return f"{args.name}-id", {**args.inputs, **self.outputs.get(args.name, {})}
@@ -53,7 +69,7 @@ def run_program(path: Path, engine: Engine, *, preview: bool) -> None:
             project="gpu-on-demand",
             stack="gpu-on",
             dry_run=preview,
-            organization=None,
+            organization="organization",
             callbacks=None,
         )
     )

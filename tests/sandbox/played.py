@@ -10,6 +10,7 @@ import pytest
 
 from bootstrap import ready, run, ssh
 from bootstrap.steps import Applied, Deadlines, Engine, Gpu, Grant, Identity, Report
+from bootstrap.weights import FreshUrls
 from tests.sandbox.stage import Stage
 from tests.sandbox.vast.hosts import FakeHosts
 
@@ -45,6 +46,8 @@ class Played:
         *,
         deadlines: Deadlines,
         report: Report,
+        fresh_urls: FreshUrls | None = None,
+        cache: Grant | None = None,
     ) -> Applied:
         self.applied.append((machine.address, engine))
         if self.failures and (failure := self.failures.pop(0)):

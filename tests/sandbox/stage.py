@@ -15,13 +15,14 @@ from dynamic_providers.clock import Clock
 from dynamic_providers.lease import keys
 from dynamic_providers.lease.certificates import fleet_id, make_ca
 from dynamic_providers.lease.label import Phase
+from dynamic_providers.store.address import StoreAddress
 from dynamic_providers.store.client import Store
 from dynamic_providers.store.manifest import Manifest
 from dynamic_providers.vast import lifecycle
 from dynamic_providers.vast.client import VastClient
 from dynamic_providers.vast.models import GpuNeed, Instance
 from dynamic_providers.vast.rent import World
-from dynamic_providers.vast.request import FleetKeys, LeaseTerms, MachineRequest, ModelRequest, StoreAddress
+from dynamic_providers.vast.request import FleetKeys, LeaseTerms, MachineRequest, ModelRequest
 from dynamic_providers.vast.resource import VastInstanceProvider
 from tests.sandbox.hosts.backend import SshHosts
 from tests.sandbox.hosts.processes import find_processes

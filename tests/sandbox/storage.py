@@ -48,6 +48,7 @@ class Storage:
         ca_path: PEM file of the authority that signed its certificate.
         access_key: Access key id.
         secret_key: Secret access key.
+        reader: Id and secret of a key that may read objects, and nothing else.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -55,6 +56,7 @@ class Storage:
         self._stack = ExitStack()
         self.access_key = secrets.token_hex(10)
         self.secret_key = secrets.token_hex(20)
+        self.reader = (secrets.token_hex(10), secrets.token_hex(20))
         self.endpoint = ""
         self.ca_path = Path()
 
@@ -83,7 +85,7 @@ class Storage:
             root = self._given_root or Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="storage-")))
             (root / "data").mkdir(parents=True, exist_ok=True)
             self.ca_path = _write_certificates(root)
-            _write_identity(root / "s3.json", self.access_key, self.secret_key)
+            _write_identities(root / "s3.json", (self.access_key, self.secret_key), self.reader)
             ports = _free_ports()
             self.endpoint = f"https://{ADDRESS}:{ports['s3']}"
             undo.callback(_remove_sockets, ports)
@@ -193,20 +195,14 @@ def _remove_sockets(ports: dict[str, int]) -> None:
             Path(f"/tmp/seaweedfs-{name.removesuffix('.grpc')}-grpc-{port}.sock").unlink(missing_ok=True)
 
 
-def _write_identity(path: Path, access_key: str, secret_key: str) -> None:
-    path.write_text(
-        json.dumps(
-            {
-                "identities": [
-                    {
-                        "name": "operator",
-                        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
-                        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-                    }
-                ]
-            }
-        )
-    )
+def _write_identities(path: Path, operator: tuple[str, str], reader: tuple[str, str]) -> None:
+    may = {"operator": ["Admin", "Read", "Write", "List", "Tagging"], "reader": ["Read"]}
+    keys = {"operator": operator, "reader": reader}
+    identities = [
+        {"name": name, "credentials": [{"accessKey": keys[name][0], "secretKey": keys[name][1]}], "actions": actions}
+        for name, actions in may.items()
+    ]
+    path.write_text(json.dumps({"identities": identities}))
     path.chmod(0o600)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from bootstrap import run
+from bootstrap import remote
 from dynamic_providers.errors import BootError, BootstrapError
 from dynamic_providers.lease import keys
 from dynamic_providers.lease.certificates import make_ca, ssh_keypair
@@ -48,7 +48,7 @@ class Home:
 def quick_looks() -> Iterator[None]:
     """Look after what goes on more often than a real machine needs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "LOOK_SECONDS", 0.15)
+        patch.setattr(remote, "LOOK_SECONDS", 0.15)
         yield
 
 
@@ -391,8 +391,8 @@ def test_a_host_that_lies_about_its_gpu_gets_not_a_byte(stage: Stage) -> None:
 
 
 KILLED_AT = (
-    "bootstrap.run._fetch",  # the bundle is there
-    "bootstrap.run._follow_fetch",  # the download goes on without us
+    "bootstrap.weights._fetch",  # the bundle is there
+    "bootstrap.weights._follow",  # the download goes on without us
     "bootstrap.ready.first_token",  # all is up, the label still says booting
 )
 

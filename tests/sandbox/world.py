@@ -115,10 +115,10 @@ class World:
         self.market = undo.enter_context(VastEmulator(hosts, boot_seconds=self.plan.boot_seconds))
         self.environment = _environment(folder, storage, self.market, pulumi)
         engine = "the real Pulumi CLI" if pulumi else "the stand-in engine"
-        with self._step(f"stacks {', '.join(stack_models(self.project))} ({engine})"):
+        with self._step(f"stacks {', '.join(stack_names(self.project))} ({engine})"):
             # Beside each other and the pushes; the file that says which stack is selected is one for all of them.
             create = ("pulumi", "stack", "init", "--no-select")
-            stacks = [self._start(undo, *create, stack) for stack in stack_models(self.project)]
+            stacks = [self._start(undo, *create, stack) for stack in stack_names(self.project)]
             self._push_models(undo)
             for stack in stacks:
                 _finish(stack)
@@ -168,6 +168,13 @@ class World:
         started = time.monotonic()
         yield
         self._tell(f"{what}: {time.monotonic() - started:.1f} s")
+
+
+def stack_names(project: Path) -> list[str]:
+    """Return the stacks that a project has a file for."""
+    return sorted(
+        path.name.removeprefix("Pulumi.").removesuffix(".yaml") for path in (project / "stacks").glob("*.yaml")
+    )
 
 
 def stack_models(project: Path) -> dict[str, str]:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from dynamic_providers.store.address import StoreAddress
 from dynamic_providers.vast.models import GpuNeed
-from dynamic_providers.vast.request import LeaseTerms, StoreAddress
+from dynamic_providers.vast.request import LeaseTerms
 from infra import settings
+from infra.shared_settings import BUCKET_KEYS, SECRETS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,11 +24,11 @@ def documented_keys() -> set[str]:
 @pytest.mark.parametrize(
     "key",
     [
-        *(key for key in settings.KEYS if key not in {"model", "need", "lease", "store", *settings.SECRETS}),
+        *(key for key in settings.KEYS if key not in {"model", "need", "lease", "store", *SECRETS}),
         *(f"model.{key}" for key in settings.MODEL_KEYS),
         *(f"need.{key}" for key in settings.NEED_KEYS),
         *(f"lease.{key}" for key in settings.LEASE_KEYS),
-        *(f"store.{key}" for key in settings.STORE_KEYS),
+        *(f"store.{key}" for key in BUCKET_KEYS),
     ],
 )
 def test_every_setting_stands_in_the_readme(key: str) -> None:
@@ -51,12 +53,12 @@ def test_every_make_target_in_the_readme_exists() -> None:
 
 
 def test_every_secret_is_named_in_the_readme() -> None:
-    assert all(key in README for key in settings.SECRETS)
+    assert all(key in README for key in SECRETS)
 
 
 def test_every_shipped_stack_stands_in_the_readme_with_its_limits() -> None:
     rows = dict(re.findall(r"^\| `(gpu-[a-z0-9-]+)` \| (.+) \|$", README, flags=re.MULTILINE))
-    stacks = {path.stem.removeprefix("Pulumi."): path for path in (ROOT / "stacks").glob("Pulumi.*.yaml")}
+    stacks = {path.stem.removeprefix("Pulumi."): path for path in (ROOT / "stacks").glob("Pulumi.gpu-*.yaml")}
     assert set(rows) == set(stacks)
     for name, path in stacks.items():
         need = settings.parse_settings(settings.read_stack_file(path)).need

@@ -10,7 +10,9 @@ import pytest
 from pulumi.runtime import config as pulumi_config
 
 from dynamic_providers.errors import ConfigError
-from infra.settings import KEYS, Encrypted, GpuSettings, load_settings, parse_settings, parse_store, read_stack_file
+from infra.platform_settings import PlatformSettings
+from infra.settings import KEYS, GpuSettings, load_settings, parse_settings, parse_stack, read_stack_file
+from infra.shared_settings import SECRETS, Encrypted, parse_store
 
 ROOT = Path(__file__).parents[2]
 STACK_FILES = sorted((ROOT / "stacks").glob("Pulumi.*.yaml"))
@@ -51,6 +53,7 @@ def test_defaults_are_those_of_the_design() -> None:
     lease = settings.lease
     assert (lease.max_hours, lease.idle_minutes, lease.boot_minutes, lease.attempts) == (8, 15, 20, 3)
     assert lease.max_usd_total is None
+    assert settings.store is not None
     assert (settings.store.location, settings.store.endpoint, settings.store.profile) == ("fsn1", None, None)
     assert settings.image == "vllm/vllm-openai:v0.32.0"
     assert settings.clients == ("default",)
@@ -58,7 +61,7 @@ def test_defaults_are_those_of_the_design() -> None:
 
 @pytest.mark.parametrize("path", STACK_FILES, ids=lambda path: path.stem)
 def test_shipped_stack_files_are_right(path: Path) -> None:
-    parse_settings(read_stack_file(path))
+    parse_stack(read_stack_file(path))
 
 
 def test_a_first_try_costs_less_than_a_dollar_an_hour() -> None:
@@ -77,13 +80,12 @@ def test_a_first_try_costs_less_than_a_dollar_an_hour() -> None:
         ),
         pytest.param({"kind": None}, "kind: missing; write kind: gpu", id="no-kind"),
         pytest.param({"kind": "vm"}, 'kind: "vm" is no kind of stack; write gpu', id="other-kind"),
-        pytest.param({"kind": "platform"}, 'kind: "platform" is not there yet', id="platform-kind-to-come"),
         pytest.param({"kind": "cluster"}, 'kind: "cluster" is not there yet', id="cluster-kind-to-come"),
         pytest.param({"model": None}, "model: missing; write model: {name:", id="no-model"),
         pytest.param({"model": "tiny"}, 'model: "tiny" is no object; write model: {name:', id="model-is-text"),
         pytest.param({"model.name": None}, "model.name: missing", id="no-model-name"),
         pytest.param({"model.name": "Tiny"}, 'model.name: "Tiny" is no model\'s name', id="bad-model-name"),
-        pytest.param({"model.name": "tiny:v1"}, 'model.name: "tiny:v1" tags are not there yet', id="tag-to-come"),
+        pytest.param({"model.name": "tiny:V1"}, 'model.name: "tiny:V1" after `:` comes a tag', id="bad-tag"),
         pytest.param({"model.name": 7}, "model.name: 7 is no text", id="model-name-is-number"),
         pytest.param({"model.max_model_len": "8k"}, 'max_model_len: "8k" is no whole number', id="length-is-text"),
         pytest.param({"model.max_model_len": 0}, "max_model_len: 0 is out of range", id="length-is-zero"),
@@ -127,8 +129,8 @@ def test_a_first_try_costs_less_than_a_dollar_an_hour() -> None:
         pytest.param({"store.bucket": "a"}, 'store.bucket: "a" cannot be', id="short-bucket"),
         pytest.param({"store.location": "eu"}, 'store.location: "eu" is no location; one of: fsn1', id="bad-location"),
         pytest.param({"store.endpoint": "http://x"}, 'store.endpoint: "http://x" is no address', id="no-tls"),
-        pytest.param({"platform": "team"}, "store: ", id="store-beside-platform"),
-        pytest.param({"platform": "team", "store": None}, 'platform: "team" is not there yet', id="platform-to-come"),
+        pytest.param({"platform": "team"}, "store: stands beside `platform`", id="store-beside-platform"),
+        pytest.param({"platform": "my team", "store": None}, 'platform: "my team" is no stack', id="bad-platform"),
         pytest.param({"market": "runpod"}, 'market: "runpod" is not there yet', id="other-market"),
         pytest.param({"replicas": 2}, "replicas: 2 machines in one stack are not there yet", id="replicas-to-come"),
         pytest.param({"image": "vllm/vllm-openai"}, "has no tag; write an exact one", id="image-without-tag"),
@@ -139,6 +141,12 @@ def test_a_first_try_costs_less_than_a_dollar_an_hour() -> None:
         pytest.param({"clients": ["a", "a"]}, 'clients: "a" is there twice', id="client-twice"),
         pytest.param({"vast_api_key": "s3cret"}, "vast_api_key: stands in clear", id="key-in-clear"),
         pytest.param({"s3_access_key_id": Encrypted()}, "s3_secret_access_key: missing beside", id="half-a-pair"),
+        pytest.param(
+            {"s3_read_secret_access_key": Encrypted()},
+            "s3_read_access_key_id: missing beside",
+            id="half-a-reading-pair",
+        ),
+        pytest.param({"model.startup_cache": "often"}, 'startup_cache: "often" is neither true nor false', id="cache"),
     ],
 )
 def test_a_mistake_is_told_with_key_value_and_what_is_right(change: dict[str, Any], expected: str) -> None:
@@ -153,7 +161,8 @@ def test_a_mistake_is_told_with_key_value_and_what_is_right(change: dict[str, An
         pytest.param({"need.gpus": ["H100"]}, id="value"),
         pytest.param({"model": "tiny"}, id="section-of-a-wrong-type"),
         pytest.param({"need": None}, id="missing-section"),
-        pytest.param({"platform": "team", "store": None}, id="platform"),
+        pytest.param({"platform": "team"}, id="store-beside-platform"),
+        pytest.param({"platform": "my team", "store": None}, id="platform"),
     ],
 )
 def test_one_mistake_is_one_problem(change: dict[str, Any]) -> None:
@@ -212,7 +221,7 @@ def as_pulumi_passes(raw: dict[str, Any], *secret: str) -> dict[str, str]:
     return {"PULUMI_CONFIG": json.dumps(values), "PULUMI_CONFIG_SECRET_KEYS": json.dumps(secrets)}
 
 
-def load(program: pytest.MonkeyPatch, raw: dict[str, Any], *secret: str) -> GpuSettings:
+def load(program: pytest.MonkeyPatch, raw: dict[str, Any], *secret: str) -> GpuSettings | PlatformSettings:
     for name, value in as_pulumi_passes(raw, *secret).items():
         program.setenv(name, value)
     return load_settings()
@@ -265,6 +274,13 @@ def test_the_store_alone_can_be_read_from_a_file_that_is_wrong_elsewhere() -> No
     assert parse_store({"kind": "gpu"}) is None
 
 
+@pytest.mark.parametrize("platform", ["platform", "team-1", "organization/gpu-on-demand/platform"])
+def test_a_stack_that_names_a_platform_has_no_store_of_its_own(platform: str) -> None:
+    settings = parse_settings(changed({"platform": platform, "store": None}))
+    assert (settings.platform, settings.store) == (platform, None)
+    assert parse_settings(GOOD).platform is None
+
+
 def test_every_key_of_the_table_is_known() -> None:
     table = {"model", "need", "lease", "store", "image", "clients", "platform", "market", "replicas"}
-    assert table | {"kind", "vast_api_key", "s3_access_key_id", "s3_secret_access_key"} == set(KEYS)
+    assert table | {"kind", *SECRETS} == set(KEYS)

@@ -16,7 +16,7 @@ from tests.sandbox.vast.offers import OfferBoard
 from tests.unit.builders import a_request
 
 ROOT = Path(__file__).parents[2]
-STACKS = {path.stem.removeprefix("Pulumi."): path for path in sorted((ROOT / "stacks").glob("Pulumi.*.yaml"))}
+STACKS = {path.stem.removeprefix("Pulumi."): path for path in sorted((ROOT / "stacks").glob("Pulumi.gpu-*.yaml"))}
 VLLM_SHARE = 0.92  # of a GPU's memory; source: vLLM 0.32, `--gpu-memory-utilization`
 GIB = 2**30
 NOW = 1_770_000_000.0
