@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cache
 from http.client import HTTPException
 from typing import IO, TYPE_CHECKING
 
@@ -65,7 +65,7 @@ class Presigner:
         self._clients: dict[tuple[Form, bool], S3Client] = {}
 
     def urls(self, blobs: Iterable[str]) -> dict[str, str]:
-        """Return for each blob, by SHA-256, the URL that reads it; the first of them has just been tried.
+        """Return for each blob, by SHA-256, the URL that reads it; the first one ever has been tried.
 
         Raises:
             AccessError: No form of signature works.
@@ -81,17 +81,22 @@ class Presigner:
         wanted = list(keys)
         if not wanted:
             return {}
+        if self._form is None:
+            self._form = self._find_form(wanted[0])
+        return {key: self._sign_read(self._form, key) for key in wanted}
+
+    def _find_form(self, key: str) -> Form:
+        """Return the first form in which a URL of this object works."""
         refusals: list[str] = []
-        for form in sorted(FORMS, key=lambda form: form != self._form):  # what worked before comes first
+        for form in FORMS:
             try:
-                refusal = self._probe(self._sign_read(form, wanted[0]))
+                refusal = self._probe(self._sign_read(form, key))
             except UnreachableError as error:
                 if form.style == "path":
                     raise
                 refusal = str(error)  # that a bucket's own name leads to no host says nothing of the service
             if not refusal:
-                self._form = form
-                return {key: self._sign_read(form, key) for key in wanted}
+                return form
             refusals.append(f"{form.name}: {refusal}")
         keys_from = f"the read-only keys of {READER}" if self._store.reader else "the keys of the bucket"
         raise AccessError(
@@ -137,7 +142,7 @@ class Presigner:
         """
         request = urllib.request.Request(url, headers={"Range": "bytes=0-0"})  # noqa: S310 - boto3's own, of the endpoint
         try:
-            with self._opener.open(request, timeout=PROBE_SECONDS) as answer:
+            with _opener(self._store.ca_bundle).open(request, timeout=PROBE_SECONDS) as answer:
                 answer.read(1)
             return ""
         except urllib.error.HTTPError as error:
@@ -160,10 +165,11 @@ class Presigner:
             raise UnreachableError(f"{self._store.endpoint} is overloaded or out of order ({status} {code}); try again")
         return f"{status} {code}".strip()
 
-    @cached_property
-    def _opener(self) -> urllib.request.OpenerDirector:
-        context = ssl.create_default_context(cafile=self._store.ca_bundle or certifi.where())
-        return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _Stay())
+
+@cache
+def _opener(ca_bundle: str | None) -> urllib.request.OpenerDirector:
+    context = ssl.create_default_context(cafile=ca_bundle or certifi.where())
+    return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _Stay())
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):

@@ -195,7 +195,7 @@ def test_the_form_that_works_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all("AWSAccessKeyId=" in url and "Expires=" in url for url in urls.values())
         tries = len(asked)
         presigner.urls([sha256(WEIGHTS)])
-        assert len(asked) == tries + 1
+        assert len(asked) == tries
         assert "AWSAccessKeyId=" in presigner.write("caches/a", 1, "md5")
 
 
