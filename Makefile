@@ -24,7 +24,7 @@ sandbox: $(READY) ## a market, hosts and a store to try commands against, until 
 # One worker more than cores: the tests wait for processes a good part of their time.
 test: $(READY) ## all tests but the heavy ones
 	@$(BIN)/python -m pytest -q -n $$(( $$(nproc) + 1 )) --dist loadfile --no-loadscope-reorder -m 'not real and not live'
-test-real: $(READY) ## the heavy ones: real vLLM on CPU, kills of real processes, the real Pulumi CLI
+test-real: $(READY) ## the heavy ones: real vLLM on CPU, kills of real processes, the stand-in beside the real Pulumi CLI
 	@$(BIN)/python tests/e2e/vllm_cpu.py >/dev/null
 	@$(BIN)/python -m pytest -q -m real -p tests.e2e.skips tests
 kill-points: $(READY) ## every moment of a run × every way to break it × everything typed next: hours

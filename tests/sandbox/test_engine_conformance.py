@@ -5,6 +5,8 @@ import pytest
 from tests.sandbox.conformance import UP, Recorder, Run, bare, compare, state_after
 from tests.sandbox.engine_world import World
 
+pytestmark = pytest.mark.real
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:

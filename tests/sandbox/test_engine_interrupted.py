@@ -32,6 +32,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, 
     world.calls()
     up = world.start(*UP, "four")
     wait_until(lambda: creating(world), "a create under way")
+    time.sleep(0.3)  # logged is not yet received
     kill_group(up)
     record.keep(17, "four", Result(up.returncode, "", ""))
     wait_until((world.folder / "files" / "slow").exists, "the orphaned provider's create")

@@ -109,8 +109,8 @@ def moments_of(lab: Lab, operation: Operation) -> Sequence[str]:
     return moments
 
 
-def trials(moments: Sequence[str], name: str, how: Break) -> Iterator[tuple[int, str]]:
-    """Give each moment at which a run is broken, and what is typed then."""
+def trials(moments: Sequence[str], name: str, how: Break, *, by_turns: bool) -> Iterator[tuple[int, str]]:
+    """Give each moment at which a run is broken, and what is typed then: everything, or each in its turn."""
     recoveries = RECOVERIES if name in ("update", "replace") else RECOVERIES[:-1]
     if name == "replace" and how is not Break.DEAD and not IS_WHOLE_PRODUCT:
         moments = moments[: moments.index(RENTED) + 1]  # from there on, a replacement is a creation
@@ -118,7 +118,7 @@ def trials(moments: Sequence[str], name: str, how: Break) -> Iterator[tuple[int,
         if how is Break.DEAD and number and moment.startswith("before"):
             continue  # to the world, a process that is dead after one request was dead before the next
         turn = number + number // len(recoveries) + list(Break).index(how)
-        chosen = recoveries if how is Break.DEAD or IS_WHOLE_PRODUCT else [recoveries[turn % len(recoveries)]]
+        chosen = [recoveries[turn % len(recoveries)]] if by_turns else recoveries
         yield from ((number, recovery) for recovery in chosen)
 
 
@@ -153,13 +153,36 @@ def test_the_moments_are_all_the_requests_that_there_are(lab: Lab, name: str) ->
     )
 
 
-@pytest.mark.parametrize("how", Break, ids=lambda how: how.value)
-@pytest.mark.parametrize("name", ["create", "update", "replace", "destroy"])
+HEAVY = {(name, how) for name in ("update", "replace") for how in (Break.LOST, Break.CUT)}
+"""A minute together, and what is special in them is broken in `create` too."""
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        pytest.param(name, how, id=f"{name}-{how.value}", marks=[pytest.mark.real] if (name, how) in HEAVY else [])
+        for name in ("create", "update", "replace", "destroy")
+        for how in Break
+    ],
+)
 def test_whatever_breaks_a_run_what_comes_next_puts_it_right(lab: Lab, name: str, how: Break) -> None:
+    break_everywhere(lab, name, how, by_turns=not IS_WHOLE_PRODUCT)
+
+
+@pytest.mark.real
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(IS_WHOLE_PRODUCT, reason="among the others already")
+@pytest.mark.parametrize("name", ["create", "update", "replace", "destroy"])
+def test_after_a_death_all_that_may_be_typed_puts_it_right(lab: Lab, name: str) -> None:
+    break_everywhere(lab, name, Break.DEAD, by_turns=False)
+
+
+def break_everywhere(lab: Lab, name: str, how: Break, *, by_turns: bool) -> None:
+    """Break a run at each of its moments, and see that what comes next puts it right."""
     operation = operation_of(name, lab.stage)
     moments = moments_of(lab, operation)
     stack, problems = Stack(lab), []
-    for number, recovery in trials(moments, name, how):
+    for number, recovery in trials(moments, name, how, by_turns=by_turns):
         turned = operation.turned(number)
         if stack.has != turned.there:
             stack.go(turned.there)

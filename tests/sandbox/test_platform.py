@@ -167,6 +167,7 @@ def team(tmp_path: Path) -> Iterator[Team]:
         yield Team(tmp_path, market)
 
 
+@pytest.mark.real
 def test_a_platform_from_first_up_to_its_end(team: Team) -> None:
     team.ok("stack", "init", "--no-select", "platform")
     up, destroy = ("up", "-y", "--skip-preview"), ("destroy", "-y", "--skip-preview")
