@@ -34,7 +34,7 @@ def gpu_stack(settings: GpuSettings, read_config: ReadConfig) -> None:
     store = _store(settings, member)
     manifest = open_store(store, read_config).resolve(ModelRef.parse(settings.model.ref))
     request = _request(settings, store, manifest)
-    if problems := misfits(request, manifest.facts.gpu_bytes):
+    if problems := misfits(request, manifest.facts):
         raise ConfigError(problems)
     fleet = _fleet(member)
     lease = Lease("lease", fleet["fleet_id"])

@@ -22,6 +22,9 @@ TOKENS_AT_MOST = 10**9  # transformers writes 10^30 into `model_max_length` wher
 DTYPE_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16}
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
+IN_THE_LENGTH = (None, "default", "mrope", "su", "longrope", "llama3")
+"""Kinds of position scaling that a model's length has in it already."""
+STRETCH_AT_MOST = 1024
 # What a quantised model keeps beside its weights; they are no parameters.
 BOOKKEEPING = re.compile(
     r"(scales?|scale_inv|scale_2|zeros?|zero_point|g_idx|_shape|absmax|quant_map|bitsandbytes__\w+)$"
@@ -170,8 +173,17 @@ def _gpu_bytes(tensor: Tensor, quantization: str | None) -> int:
 def _context_length(text: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> int | None:
     for value in (*(text.get(key) for key in LENGTHS), tokenizer.get("model_max_length")):
         if type(value) is int and 0 < value < TOKENS_AT_MOST:
-            return value
+            return _stretched(value, _object(text.get("rope_parameters") or text.get("rope_scaling")))
     return None
+
+
+def _stretched(length: int, rope: Mapping[str, Any]) -> int:
+    """Return how far position scaling stretches a context. Source: vLLM 0.32, `_get_and_verify_max_len`."""
+    kind, factor = rope.get("rope_type") or rope.get("type"), rope.get("factor")
+    if kind in IN_THE_LENGTH or not isinstance(factor, int | float) or not 1 <= factor <= STRETCH_AT_MOST:
+        return length
+    original = rope.get("original_max_position_embeddings")
+    return int((original if kind == "yarn" and type(original) is int else length) * factor)
 
 
 def _license(card: Path | None) -> str | None:

@@ -6,6 +6,7 @@ from math import ceil
 from typing import Any, Self
 
 from dynamic_providers.store.address import StoreAddress
+from dynamic_providers.store.manifest import Facts
 from dynamic_providers.vast.models import GpuNeed
 from dynamic_providers.vast.offers import Plan
 
@@ -18,6 +19,8 @@ SPARE_DISK_GB = 8.0
 WEIGHTS_SHARE = 0.85
 """Of a GPU's memory, for weights: vLLM takes 0.92 of it by default, and a cache without room serves nobody.
 Source: vLLM 0.32, `--gpu-memory-utilization`."""
+STRETCHING = "--hf-overrides"
+UNKNOWN = Facts()
 
 
 @dataclass(frozen=True)
@@ -126,16 +129,16 @@ def disk_for(size_bytes: int) -> float:
     return float(ceil(size_bytes / 1e9 + IMAGE_DISK_GB + SPARE_DISK_GB))
 
 
-def misfits(request: MachineRequest, gpu_bytes: int | None = None) -> list[str]:
+def misfits(request: MachineRequest, facts: Facts = UNKNOWN) -> list[str]:
     """Say why the model cannot run on any machine of the need, a line a problem; empty means that it can.
 
     Args:
         request: What is asked.
-        gpu_bytes: Of GPU memory that the weights take; None is unknown, and then their files' size stands for it.
+        facts: Of the model. Where it is unknown what GPU memory the weights take, their files' size stands for it.
     """
     need, model = request.need, request.model
     problems = []
-    weights_gib = (model.size_bytes if gpu_bytes is None else gpu_bytes) / 2**30
+    weights_gib = (model.size_bytes if facts.gpu_bytes is None else facts.gpu_bytes) / 2**30
     room_gib = need.gpu_count * need.min_vram_gib * WEIGHTS_SHARE
     if weights_gib > room_gib:
         least = weights_gib / need.gpu_count / WEIGHTS_SHARE
@@ -148,6 +151,12 @@ def misfits(request: MachineRequest, gpu_bytes: int | None = None) -> list[str]:
         problems.append(
             f"need.disk_gb: {request.disk_gb:g} is too small: image and weights take "
             f"{disk_for(model.size_bytes):.0f} GB; set that, or leave the key out"
+        )
+    context, wanted = facts.context_length, model.max_model_len
+    if context and wanted and wanted > context and not any(arg.startswith(STRETCHING) for arg in model.vllm_args):
+        problems.append(
+            f"model.max_model_len: {wanted}, but {model.release.partition('@')[0]} was made for {context} tokens: "
+            f"write no more than that, or leave the key out; where it can be stretched, {STRETCHING} says how"
         )
     return problems
 

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tests.e2e.vllm_cpu import BuildError
-from tests.sandbox.world import Plan, SandboxError, World, is_set, stack_models
+from tests.sandbox.world import Plan, SandboxError, World, is_set, stack_names
 
 WELCOME = """
 The sandbox stands ({seconds:.0f} s): a market at {market}, hosts, a bucket. In a second shell:
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def _welcome(world: World, seconds: float) -> str:
-    stacks = list(stack_models(world.project))
+    stacks = list(stack_names(world.project))
     folder = world.plan.folder
     return WELCOME.format(
         seconds=seconds,

@@ -110,6 +110,24 @@ def test_weights_of_32_bits_are_served_in_16(tmp_path: Path) -> None:
         pytest.param({}, {"model_max_length": 512}, 512, id="the-tokenizers"),
         pytest.param({}, {"model_max_length": 10**30}, None, id="no-limit-is-no-length"),
         pytest.param({"max_position_embeddings": "8k"}, {}, None, id="no-number"),
+        pytest.param(
+            {
+                "max_position_embeddings": 40960,
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            },
+            {},
+            131072,
+            id="stretched-by-yarn",
+        ),
+        pytest.param(
+            {"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            {},
+            131072,
+            id="llama-3-counts-it-in",
+        ),
+        pytest.param(
+            {"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 2}}, {}, 8192, id="linear"
+        ),
     ],
 )
 def test_context_length(

@@ -1,11 +1,13 @@
 """What a stack asks of a machine: carried through Pulumi unchanged, and what a change of it means."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from dynamic_providers.store.address import StoreAddress
+from dynamic_providers.store.manifest import Facts
 from dynamic_providers.vast.models import GpuNeed
 from dynamic_providers.vast.request import (
     LeaseTerms,
@@ -137,6 +139,24 @@ def test_the_advice_of_a_misfit_is_enough(gib: float, count: int) -> None:
     advised = float(problems[0].partition("at least ")[2].split()[0])
     assert misfits(a_fit(gib=gib, count=count, vram=advised)) == []
     assert misfits(a_fit(gib=gib, count=count, vram=advised - 1)) != []
+
+
+@pytest.mark.parametrize(
+    ("context", "args", "is_told"),
+    [
+        pytest.param(8192, (), False, id="as-long"),
+        pytest.param(4096, (), True, id="too-long"),
+        pytest.param(None, (), False, id="unknown"),
+        pytest.param(4096, ('--hf-overrides={"rope_scaling": {}}',), False, id="stretched"),
+    ],
+)
+def test_more_context_than_the_model_has_is_told_before_any_money(
+    context: int | None, args: tuple[str, ...], is_told: bool
+) -> None:
+    fit = a_fit(gib=10.0)
+    asked = replace(fit, model=replace(fit.model, max_model_len=8192, vllm_args=args))
+    problems = misfits(asked, Facts(context_length=context))
+    assert [line.partition(",")[0] for line in problems] == ["model.max_model_len: 8192"] * is_told
 
 
 def test_a_misfit_names_the_model_by_its_name() -> None:
