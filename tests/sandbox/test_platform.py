@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from dynamic_providers.errors import StoreError
 from dynamic_providers.store import bucket, policy
 from dynamic_providers.store.bucket import BucketTerms
 from dynamic_providers.store.client import Store
+from dynamic_providers.store.tags import read_tags
 from tests.sandbox.engine_world import STAND_IN
+from tests.sandbox.models import write_tiny_llama
 from tests.sandbox.storage import Storage
 from tests.sandbox.vast.server import VastEmulator
 from tests.sandbox.world import ROOT
@@ -155,10 +157,14 @@ class Team:
         assert code == 0, said
         return said
 
-    def set_store(self, **change: Any) -> None:
+    def edit(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Change what the stack file says; keys without the project's name."""
         document = yaml.safe_load(self.stack_file.read_text())
-        document["config"]["gpu-on-demand:store"] |= change
-        self.stack_file.write_text(yaml.safe_dump(document))
+        config = {key.rpartition(":")[2]: value for key, value in document["config"].items()}
+        change(config)
+        kept = {key: value for key, value in document.items() if key != "config"}
+        kept["config"] = {f"gpu-on-demand:{key}": value for key, value in config.items()}
+        self.stack_file.write_text(yaml.safe_dump(kept))
 
 
 @pytest.fixture
@@ -185,9 +191,40 @@ def test_a_platform_from_first_up_to_its_end(team: Team) -> None:
     assert "still holds model tiny: nothing was deleted" in said
     assert "Fleet fleet deleted" not in said
 
-    team.set_store(force_destroy=True)
+    team.edit(lambda config: config["store"].update(force_destroy=True))
     said = team.ok(*up)
     assert "not as it should be: lifecycle, versioning, policy" in said
     assert "1 updated" in said
     team.ok(*destroy)
     assert bucket.read(Store("gpu-inference-models"), {}, Clock()) is None
+
+
+@pytest.mark.real
+def test_a_declared_model_is_pushed_changed_and_let_go(team: Team, tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "tiny", positions=64)
+    model = {"name": "tiny", "source": "../tiny", "tags": ["prod"]}
+
+    def declare(config: dict[str, Any]) -> None:
+        config["store"] |= {"bucket": "declared", "force_destroy": True}
+        config["models"] = [model]
+
+    team.edit(declare)
+    team.ok("stack", "init", "--no-select", "platform")
+    up = ("up", "-y", "--skip-preview")
+    assert "Model tiny created" in team.ok(*up)
+    store = Store("declared")
+    first = read_tags(store, "tiny").digests
+    assert first.keys() == {"latest", "prod"}
+    assert "4 unchanged" in team.ok(*up)
+
+    (folder / "generation_config.json").write_text("{}")
+    assert "Model tiny updated" in team.ok(*up)
+    second = read_tags(store, "tiny").digests
+    assert second["prod"] == second["latest"] != first["prod"]
+
+    team.edit(lambda config: config.pop("models"))
+    assert "Model tiny deleted" in team.ok(*up)
+    assert read_tags(store, "tiny").digests.keys() == {"latest"}
+    assert len(store.releases("tiny")) == 2
+    team.ok("destroy", "-y", "--skip-preview")
+    assert bucket.read(Store("declared"), {}, Clock()) is None
