@@ -1,5 +1,6 @@
 """What the lifecycle's tests share: one bucket for all of them, and a market for each."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,24 @@ from tests.sandbox.storage import Storage
 from tests.sandbox.vast.hosts import FakeHosts
 
 RELEASES = ("tiny", "other", "spoilt", "lost")
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[Storage]:
+    """Return an object store of the module's own."""
+    with Storage() as running:
+        yield running
+
+
+@pytest.fixture
+def of_the_storage(storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let boto3 find that store and its keys, and nothing of whoever runs the test."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "PULUMI_", "S3_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    for name, value in storage.environment.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

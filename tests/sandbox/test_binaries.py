@@ -5,7 +5,6 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,12 +92,6 @@ def test_who_has_no_apt_is_told_so(apt: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(binaries.BinaryError, match="there is no apt-get here"):
         binaries.find_binary(PIN)
-
-
-@pytest.fixture(scope="module")
-def storage() -> Iterator[Storage]:
-    with Storage() as running:
-        yield running
 
 
 def test_both_are_pushed_once_and_only_the_front_door_must_be(

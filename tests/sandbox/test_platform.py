@@ -20,9 +20,10 @@ from dynamic_providers.store.client import Store
 from dynamic_providers.store.tags import read_tags
 from tests.sandbox.engine_world import STAND_IN
 from tests.sandbox.models import write_tiny_llama
-from tests.sandbox.storage import Storage
 from tests.sandbox.vast.server import VastEmulator
 from tests.sandbox.world import ROOT
+
+pytestmark = pytest.mark.usefixtures("of_the_storage")
 
 TERMS = BucketTerms("c0ffee12", "platform")
 LIMIT_SECONDS = 60
@@ -34,20 +35,6 @@ GIVEN = {
     "store": "{",
     "bucket": '"gpu-inference-models"',
 }
-
-
-@pytest.fixture(scope="module")
-def storage() -> Iterator[Storage]:
-    with Storage() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def environment(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("AWS_", "PULUMI_"))]:
-        monkeypatch.delenv(name)
-    for name, value in storage.environment.items():
-        monkeypatch.setenv(name, value)
 
 
 def disturb(store: Store) -> None:

@@ -1,7 +1,6 @@
 """Signed URLs: against a real S3 server, and against a played one that is choosy about signatures."""
 
 import hashlib
-import os
 import re
 import ssl
 import threading
@@ -26,23 +25,10 @@ from dynamic_providers.store.failures import AccessError, UnreachableError
 from dynamic_providers.store.presign import FORMS, Presigner
 from tests.sandbox.storage import Storage
 
+pytestmark = pytest.mark.usefixtures("of_the_storage")
+
 HOUR = timedelta(hours=1)
 WEIGHTS, OTHER = b"weights" * 1000, b"{}"
-
-
-@pytest.fixture(scope="module")
-def storage() -> Iterator[Storage]:
-    with Storage() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def environment(storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith(("AWS_", "S3_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
-    for name, value in storage.environment.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

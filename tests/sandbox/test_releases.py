@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from tests.sandbox.line import Line
 from tests.sandbox.models import weights, write_big_llama, write_tiny_llama
 from tests.sandbox.storage import Storage
 
+pytestmark = pytest.mark.usefixtures("of_the_storage")
+
 ROOT = Path(__file__).parents[2]
 PART = 5 * 2**20  # the least that S3 takes
 # What an operator's push does, with small parts and two of them at once, so that a small file shows it.
@@ -46,22 +47,6 @@ push_folder(Store(sys.argv[1]), Path(sys.argv[2]), "big", lambda *_: None)
 
 def no_report(phase: str, done: int, total: int) -> None:
     assert 0 <= done <= total, phase
-
-
-@pytest.fixture(scope="module")
-def storage() -> Iterator[Storage]:
-    with Storage() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def environment(storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith(("AWS_", "PULUMI_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    for name, value in storage.environment.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,6 +27,8 @@ from infra.project import find_project
 from tests.sandbox.models import weights
 from tests.sandbox.storage import Storage
 
+pytestmark = pytest.mark.usefixtures("of_the_storage")
+
 WEIGHTS = weights(b"weights" * 1000)
 NOBODY = "https://127.0.0.1:9"  # the discard port: refused at once
 STACK = "config:\n  gpu-on-demand:kind: gpu\n  gpu-on-demand:store: {{bucket: {bucket}}}\n"
@@ -35,22 +36,6 @@ STACK = "config:\n  gpu-on-demand:kind: gpu\n  gpu-on-demand:store: {{bucket: {b
 
 def no_report(phase: str, done: int, total: int) -> None:
     assert 0 <= done <= total, phase
-
-
-@pytest.fixture(scope="module")
-def storage() -> Iterator[Storage]:
-    with Storage() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def environment(storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith(("AWS_", "PULUMI_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    for name, value in storage.environment.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
