@@ -2,7 +2,9 @@
 
 bring_about  push what is new, then move the tags
 read         what of that is in the bucket now
-remove       take the tags off; releases stay, for stacks that run them, until `gpu models prune`
+
+What a platform no longer declares stays in the bucket with its tags, for stacks that name it: `gpu models tag --remove`
+and `gpu models prune` are who takes away.
 """
 
 import hashlib
@@ -124,15 +126,6 @@ def read(store: Store, terms: ModelTerms, digest: str) -> dict[str, Any] | None:
         return None
     known = read_tags(store, terms.name).digests
     return {"tags": [tag for tag in terms.tags if known.get(tag) == digest]}
-
-
-def remove(store: Store, terms: ModelTerms, digest: str) -> None:
-    """Take the tags that we set off the release, where they still stand on it. Nothing else is lost."""
-
-    def change(tags: dict[str, str]) -> dict[str, str]:
-        return {tag: found for tag, found in tags.items() if tag not in terms.tags or found != digest}
-
-    change_tags(store, terms.name, change)
 
 
 def _push(store: Store, terms: ModelTerms, tell: Tell, report: Report) -> Manifest:

@@ -131,8 +131,8 @@ class ModelProvider(Provider):
         return UpdateResult({**news, **outs})
 
     def delete(self, id_: str, props: dict[str, Any]) -> None:
-        """Take its tags away; its releases stay in the bucket."""
-        model.remove(self._store(props), ModelTerms.from_props(props), props["digest"])
+        """Let go of it: stacks may name it, and a destroy that the bucket refuses must have taken nothing away."""
+        say(f"model {props['name']} stays in bucket {props['store']['bucket']}, with its tags")
 
     def _store(self, props: Mapping[str, Any]) -> Store:
         return open_store(StoreAddress.from_props(props["store"]), self._config)

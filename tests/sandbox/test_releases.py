@@ -396,7 +396,7 @@ def test_a_models_tags_come_move_and_go_and_its_releases_stay(store: Store, fold
     second = bring(store, terms(folder, "prod"), first)
     assert second["digest"] != first["digest"]
     assert tags.read_tags(store, "tiny").digests == {"latest": second["digest"], "prod": second["digest"]}
-    models.remove(store, terms(folder, "prod"), second["digest"])
+    assert bring(store, terms(folder), second)["digest"] == second["digest"]
     assert tags.read_tags(store, "tiny").digests == {"latest": second["digest"]}
     assert len(store.releases("tiny")) == 2
 
@@ -408,7 +408,7 @@ def test_a_tag_that_somebody_moved_is_seen_put_back_and_not_taken_from_him(store
     tags.change_tags(store, "tiny", lambda old: old | {"prod": other.digest})
     seen = models.read(store, terms(folder, "prod"), first["digest"])
     assert seen == {"tags": []}
-    models.remove(store, terms(folder, "prod"), first["digest"])
+    bring(store, terms(folder), first)
     assert store.resolve(ModelRef.parse("tiny:prod")) == other
 
 
