@@ -45,17 +45,20 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, 
         os.kill(orphan, signal.SIGKILL)
 
 
+@pytest.mark.real
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", range(15, 21), ids=lambda number: f"run-{number:02}")
 def test_interrupted_run_is_as_the_real_engine_did_it(interrupted: dict[int, Run], number: int) -> None:
     compare(interrupted[number], number)
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("number", [15, 17])
 def test_state_after_an_interrupt_is_the_real_engines(interrupted: dict[int, Run], number: int) -> None:
     assert bare(interrupted[number].state) == bare(state_after(number))
 
 
+@pytest.mark.real
 def test_sigint_is_passed_on_as_a_cancel_and_no_new_step_starts(interrupted: dict[int, Run]) -> None:
     run = interrupted[15]
 
@@ -69,6 +72,7 @@ def test_sigint_is_passed_on_as_a_cancel_and_no_new_step_starts(interrupted: dic
     ]
 
 
+@pytest.mark.real
 def test_a_killed_engine_leaves_a_lock_that_names_its_holder(interrupted: dict[int, Run]) -> None:
     assert re.search(r"currently locked by 1 lock\(s\)[\s\S]*created by .+@.+ \(pid \d+\)", interrupted[18].result.err)
 

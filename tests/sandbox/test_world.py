@@ -77,6 +77,7 @@ def test_a_second_sandbox_in_the_same_folder_is_refused_and_the_first_lives_on(f
     assert in_second_shell(folder, "curl -sS $VAST_URL/sandbox/ledger").stdout.startswith('{"instances"')
 
 
+@pytest.mark.real
 def test_term_ends_everything_within_seconds_even_with_a_machine_up(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     with stand_up(folder) as process:
@@ -109,6 +110,7 @@ def test_an_interrupt_while_it_comes_up_leaves_nothing(tmp_path: Path) -> None:
     assert not processes_in(folder)
 
 
+@pytest.mark.real
 def test_it_ends_when_whoever_started_it_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     starter = "import subprocess, sys; subprocess.run(sys.argv[1:])"
