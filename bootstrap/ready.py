@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import httpx
-
 from dynamic_providers.errors import BootError, BootstrapError
+from dynamic_providers.web import httpx
 
 RETRY_SECONDS = 0.5
 REQUEST_TIMEOUT = timedelta(seconds=30)

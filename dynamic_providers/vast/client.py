@@ -14,8 +14,6 @@ from functools import cache
 from math import isfinite
 from typing import Any
 
-import httpx
-
 from dynamic_providers.clock import Clock
 from dynamic_providers.errors import (
     AccountError,
@@ -26,6 +24,7 @@ from dynamic_providers.errors import (
     VastError,
 )
 from dynamic_providers.vast.models import Charge, Instance, Offer
+from dynamic_providers.web import httpx
 
 URL = "https://console.vast.ai"
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)

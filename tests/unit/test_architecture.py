@@ -13,6 +13,7 @@ PACKAGES = ("infra", "dynamic_providers", "bootstrap")
 REAPER = (
     "dynamic_providers.errors",
     "dynamic_providers.clock",
+    "dynamic_providers.web",
     "dynamic_providers.lease.label",
     "dynamic_providers.lease.policy",
     "dynamic_providers.lease.keys",
@@ -22,7 +23,11 @@ REAPER = (
     "dynamic_providers.vast.market",
 )
 CORE = (
-    *(name for name in REAPER if name.rpartition(".")[2] not in {"clock", "client"} and name[-11:] != "vast.market"),
+    *(
+        name
+        for name in REAPER
+        if name.rpartition(".")[2] not in {"clock", "client", "web"} and name[-11:] != "vast.market"
+    ),
     "dynamic_providers.lease.certificates",
     "dynamic_providers.vast.offers",
     "dynamic_providers.vast.request",
