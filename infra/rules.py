@@ -10,6 +10,8 @@ from infra.fields import suggest
 
 DEFAULT_IMAGE = "vllm/vllm-openai:v0.32.0"
 LOCATIONS = ("fsn1", "nbg1", "hel1")  # Source: docs.hetzner.com, Object Storage, overview
+OLDEST_RELEASE = (0, 22)
+"""Of vLLM: at or above the fixes of the advisories in docs/adr/0011."""
 MOVING_TAGS = ("latest", "nightly", "main", "master", "edge", "dev", "stable")
 
 
@@ -91,7 +93,10 @@ def client_problem(text: str) -> str:
 
 
 def image_problem(text: str) -> str:
-    """Check the name of an image."""
+    """Check the name of an image.
+
+    Releases of vLLM with holes that the front door cannot close are turned away: see docs/adr/0011.
+    """
     if re.fullmatch(r"[\w./:-]+@sha256:[0-9a-f]{64}", text):
         return ""
     repository, _, tag = text.rpartition(":")
@@ -99,4 +104,7 @@ def image_problem(text: str) -> str:
         return f"has no tag; write an exact one, such as {DEFAULT_IMAGE}"
     if tag in MOVING_TAGS or not re.fullmatch(r"\w[\w.-]{0,127}", tag) or not re.fullmatch(r"[\w./:-]+", repository):
         return f"is not pinned; write an exact tag, such as {DEFAULT_IMAGE}"
+    release = re.match(r"v(\d+)\.(\d+)\.", tag) if repository.endswith("vllm/vllm-openai") else None
+    if release and (int(release[1]), int(release[2])) < OLDEST_RELEASE:
+        return f"has known security holes; write {DEFAULT_IMAGE} or a newer one"
     return ""

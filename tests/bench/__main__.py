@@ -3,7 +3,7 @@
 Each round runs every command on both programs, one right after the other, by each engine that is found; `own` is the
 median of the differences. Then eight gpu stacks come up at once. ROUNDS (3) sets how often. With STACK=<name> it
 measures instead how fast that running stack answers: REQUESTS (20), CLIENTS (4), TOKENS (64). Transfers have sections
-of their own, `python -m tests.bench fetch` and `push`.
+of their own, `python -m tests.bench fetch` and `push`, and so has the front door: `door`.
 """
 
 import os
@@ -17,13 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from tests.bench.door import measure_door
 from tests.bench.fetch import measure_fetch
 from tests.bench.push import measure_push
 from tests.bench.stage import STACKS, BenchError, Engine, Run, Stage, open_stage
 from tests.bench.tokens import measure_stack
 from tests.sandbox.world import SandboxError
 
-SECTIONS = {"fetch": measure_fetch, "push": measure_push}
+SECTIONS = {"fetch": measure_fetch, "push": measure_push, "door": measure_door}
 PROGRAMS = ("sample", "gpu")
 UP = ("up", "--yes", "--skip-preview")
 DESTROY = ("destroy", "--yes", "--skip-preview")

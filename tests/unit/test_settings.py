@@ -136,6 +136,7 @@ def test_a_first_try_costs_less_than_a_dollar_an_hour() -> None:
         pytest.param({"image": "vllm/vllm-openai"}, "has no tag; write an exact one", id="image-without-tag"),
         pytest.param({"image": "vllm/vllm-openai:latest"}, "is not pinned; write an exact tag", id="moving-tag"),
         pytest.param({"image": "host:5000/vllm"}, "has no tag; write an exact one", id="port-is-no-tag"),
+        pytest.param({"image": "vllm/vllm-openai:v0.21.9"}, "has known security holes; write", id="image-with-holes"),
         pytest.param({"clients": []}, "clients: [] names nobody", id="no-client"),
         pytest.param({"clients": ["a b"]}, 'clients: "a b" is no client\'s name', id="bad-client"),
         pytest.param({"clients": ["a", "a"]}, 'clients: "a" is there twice', id="client-twice"),
