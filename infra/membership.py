@@ -13,15 +13,19 @@ import pulumi
 
 from dynamic_providers.errors import ConfigError
 from dynamic_providers.lease import keys
+from dynamic_providers.lease.monitoring import WriteTarget
 from dynamic_providers.store.address import StoreAddress
 from dynamic_providers.vast.request import FleetKeys
 from infra import rules
+from infra.monitoring_settings import certificate_problem, write_url_problem
 
 OUTPUT = "fleet"
 READ_OUTPUTS = "pulumi:pulumi:readStackOutputs"
 _SECRETS = ("sign", "observe")
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]{64,8192}-----END CERTIFICATE-----\n?")
 _KEY = re.compile(r"[0-9a-f]{64}")
+_Check = tuple[str, Any, Callable[[str], bool]]
+"""Key, value, and whether that is of the form that it must have."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +34,25 @@ class Membership:
 
     fleet: FleetKeys
     store: StoreAddress
+    monitoring: WriteTarget | None = None
 
 
-def render_fleet(fleet_id: Any, ca_certificate: Any, sign: Any, observe: Any, store: StoreAddress) -> dict[str, Any]:
-    """Return the output; its values may be Pulumi's."""
-    return {
-        "fleet_id": fleet_id,
-        "ca_certificate": ca_certificate,
-        "sign": pulumi.Output.secret(sign),
-        "observe": pulumi.Output.secret(observe),
+def render_fleet(fleet: Mapping[str, Any], store: StoreAddress, monitoring: WriteTarget | None) -> dict[str, Any]:
+    """Return the output.
+
+    Args:
+        fleet: `fleet_id`, `ca_certificate`, `sign` and `observe`; values may be Pulumi's.
+        store: The platform's own.
+        monitoring: Where machines write their metrics; None: nowhere.
+    """
+    given = {
+        "fleet_id": fleet["fleet_id"],
+        "ca_certificate": fleet["ca_certificate"],
+        "sign": pulumi.Output.secret(fleet["sign"]),
+        "observe": pulumi.Output.secret(fleet["observe"]),
         "store": store.to_props(),
     }
+    return given | ({"monitoring": monitoring.to_props()} if monitoring else {})
 
 
 def read_platform(name: str) -> Membership:
@@ -81,13 +93,16 @@ def parse_fleet(outputs: Mapping[str, Any], name: str) -> Membership:
                 "PULUMI_CONFIG_PASSPHRASE; use one for both"
             ]
         )
-    if not isinstance(fleet, Mapping) or not isinstance(fleet.get("store"), Mapping):
+    if not isinstance(fleet, Mapping) or not all(
+        isinstance(section, Mapping) for section in (fleet.get("store"), fleet.get("monitoring", {}))
+    ):
         raise ConfigError([f"platform: output `fleet` of stack {name!r} is not what a platform gives"])
     problems = [f"platform: {key} in output `fleet` of stack {name!r} {why}" for key, why in _wrong(fleet)]
     if problems:
         raise ConfigError([*problems, f"platform: put it right by: pulumi up -s {name}"])
     known = FleetKeys(fleet["fleet_id"], fleet["ca_certificate"], fleet["sign"], fleet["observe"])
-    return Membership(known, StoreAddress.from_props(fleet["store"]))
+    monitoring = WriteTarget.from_props(fleet["monitoring"]) if "monitoring" in fleet else None
+    return Membership(known, StoreAddress.from_props(fleet["store"]), monitoring)
 
 
 def _why_not(outputs: Mapping[str, Any], name: str) -> str:
@@ -99,7 +114,7 @@ def _why_not(outputs: Mapping[str, Any], name: str) -> str:
 def _wrong(fleet: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name the values that are not of the form that a platform gives; none is repeated, they may be secret."""
     store = fleet["store"]
-    checks: list[tuple[str, Any, Callable[[str], bool]]] = [
+    checks: list[_Check] = [
         ("fleet_id", fleet.get("fleet_id"), lambda text: not rules.fleet_id_problem(text)),
         ("ca_certificate", fleet.get("ca_certificate"), lambda text: bool(_PEM.fullmatch(text))),
         ("sign", fleet.get("sign"), lambda text: bool(_KEY.fullmatch(text))),
@@ -109,10 +124,21 @@ def _wrong(fleet: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("store.endpoint", store.get("endpoint", "https://none"), lambda text: not rules.endpoint_problem(text)),
         ("store.profile", store.get("profile", "none"), lambda text: 0 < len(text) <= 200),
     ]
+    checks += _monitoring_checks(fleet["monitoring"]) if "monitoring" in fleet else []
     found = [(key, "is not of the form that it must have") for key, value, fits in checks if not _is(value, fits)]
     if not found and keys.observe_key(fleet["sign"]) != fleet["observe"]:
         found.append(("observe", "does not derive from sign"))
     return found
+
+
+def _monitoring_checks(monitoring: Mapping[str, Any]) -> list[_Check]:
+    checks: list[_Check] = [
+        ("monitoring.write_url", monitoring.get("write_url"), lambda text: not write_url_problem(text))
+    ]
+    if "ca_certificate" in monitoring:
+        own = monitoring["ca_certificate"]
+        checks.append(("monitoring.ca_certificate", own, lambda text: not certificate_problem(text)))
+    return checks
 
 
 def _is(value: Any, fits: Callable[[str], bool]) -> bool:

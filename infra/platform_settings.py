@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamic_providers.errors import ConfigError
+from dynamic_providers.lease.monitoring import WriteTarget
 from dynamic_providers.store.address import StoreAddress
 from infra import rules
 from infra.fields import Section
 from infra.model_settings import ModelSource, parse_models
+from infra.monitoring_settings import parse_monitoring
 from infra.shared_settings import BUCKET_KEYS, SECRETS, STORE_EXAMPLE, check_secrets, parse_address
 
-PLATFORM_KEYS = ("kind", "store", "models", *SECRETS)
+PLATFORM_KEYS = ("kind", "store", "models", "monitoring", *SECRETS)
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,15 @@ class BucketSettings:
 
 @dataclass(frozen=True)
 class PlatformSettings:
-    """A stack of kind `platform`."""
+    """A stack of kind `platform`.
+
+    Attributes:
+        monitoring: Where machines write their metrics; None: nowhere.
+    """
 
     bucket: BucketSettings
     models: tuple[ModelSource, ...] = ()
+    monitoring: WriteTarget | None = None
 
 
 def parse_platform(raw: Mapping[str, Any]) -> PlatformSettings:
@@ -49,7 +56,11 @@ def parse_platform(raw: Mapping[str, Any]) -> PlatformSettings:
     """
     problems: list[str] = []
     top = Section(raw, PLATFORM_KEYS, problems)
-    settings = PlatformSettings(bucket=_parse_bucket(top), models=parse_models(raw.get("models"), problems))
+    settings = PlatformSettings(
+        bucket=_parse_bucket(top),
+        models=parse_models(raw.get("models"), problems),
+        monitoring=parse_monitoring(top),
+    )
     check_secrets(raw, problems)
     if problems:
         raise ConfigError(problems)

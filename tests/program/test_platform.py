@@ -106,6 +106,12 @@ def test_what_a_platform_gives_is_one_output_whose_keys_are_secret() -> None:
     assert FLEET.sign not in json.dumps({key: value for key, value in fleet.items() if key != "sign"})
 
 
+def test_where_metrics_go_is_given_to_the_stacks_and_nothing_where_there_is_none() -> None:
+    assert "monitoring" not in platform().exports["fleet"]
+    written = {"write_url": "https://m.example/api/v1/write", "ca_certificate": FLEET.ca_certificate}
+    assert platform(monitoring=written).exports["fleet"]["monitoring"] == written
+
+
 def test_what_the_server_refuses_is_a_warning_and_an_output(caplog: pytest.LogCaptureFixture) -> None:
     told = ["versioning: refused, NotImplemented"]
     assert platform(told).exports["unsupported"] == told

@@ -18,9 +18,16 @@ from tests.sandbox.storage import Storage
 PROGRAM = b"#!/bin/sh\necho hello\n"
 PIN = binaries.Binary("hello", "1.0-2", len(PROGRAM), hashlib.sha256(PROGRAM).hexdigest(), "greetings", "Debian")
 APT = """#!/bin/sh
-for last in "$@"; do :; done
-[ "$1 $last" = "download greetings:amd64=1.0-2" ] || { echo "E: Version for '$last' was not found" >&2; exit 100; }
-cp "$PACKAGE" ./greetings_1.0-2_amd64.deb
+lists=$LISTS
+for last in "$@"; do case $last in Dir::State::lists=*) lists=${last#*=} ;; esac; done
+if [ "$1" = update ]; then
+  [ -e "$MIRROR" ] && [ -d "$lists/partial" ] || { echo "E: Failed to fetch the lists" >&2; exit 100; }
+  echo greetings:amd64=1.0-2 >"$lists/packages"
+elif [ "$1 $last" = "download $(cat "$lists/packages")" ]; then
+  cp "$PACKAGE" ./greetings_1.0-2_amd64.deb
+else
+  echo "E: Version for '$last' was not found" >&2; exit 100
+fi
 """
 
 
@@ -43,12 +50,17 @@ def a_package(path: Path, files: dict[str, bytes], compression: str = "xz") -> P
 
 @pytest.fixture
 def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put an `apt-get` on PATH that knows one package; return where that lies."""
+    """Put an `apt-get` on PATH that knows one package by the machine's lists; return where that lies."""
     tool = tmp_path / "bin/apt-get"
     tool.parent.mkdir()
     tool.write_text(APT)
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    lists = tmp_path / "lists/packages"
+    lists.parent.mkdir()
+    lists.write_text("greetings:amd64=1.0-2\n")
+    monkeypatch.setenv("LISTS", str(lists.parent))
+    monkeypatch.setenv("MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("PACKAGE", str(tmp_path / "package.deb"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "package.deb"
@@ -61,6 +73,22 @@ def test_a_program_is_taken_out_of_its_debian_package_once(compression: str, apt
     assert found.read_bytes() == PROGRAM
     apt.unlink()
     assert binaries.find_binary(PIN) == found
+
+
+@pytest.mark.parametrize("known", [None, "greetings:amd64=0.9\n"], ids=["no-lists", "old-lists"])
+def test_lists_of_packages_are_fetched_where_those_of_the_machine_will_not_do(
+    known: str | None, apt: Path, tmp_path: Path
+) -> None:
+    a_package(apt, {"./usr/bin/hello": PROGRAM})
+    lists = tmp_path / "lists/packages"
+    lists.unlink()
+    if known:
+        lists.write_text(known)
+    with pytest.raises(binaries.BinaryError, match=r"(?s)E: Failed to fetch the lists.+put it on PATH as hello"):
+        binaries.find_binary(PIN)
+    (tmp_path / "mirror").touch()
+    assert binaries.find_binary(PIN).read_bytes() == PROGRAM
+    assert (lists.read_text() if lists.exists() else None) == known, "the machine's own are left alone"
 
 
 def test_a_file_on_path_will_do_if_it_is_the_right_one(apt: Path, tmp_path: Path) -> None:
