@@ -21,12 +21,14 @@ demo: $(READY) ## the whole job before your eyes, on this machine alone (VLLM=1:
 	@$(BIN)/python -m tests.sandbox.demo
 sandbox: $(READY) ## a market, hosts and a store to try commands against, until Ctrl-C (VLLM=1: real vLLM on CPU)
 	@$(BIN)/python -m tests.sandbox
-# One worker more than cores: the tests wait for processes a good part of their time.
+# Two workers more than cores: the tests wait for processes a good part of their time.
 test: $(READY) ## all tests but the heavy ones
-	@$(BIN)/python -m pytest -q -n $$(( $$(nproc) + 1 )) --dist loadfile --no-loadscope-reorder -m 'not real and not live'
-test-real: $(READY) ## the heavy ones: real vLLM on CPU, kills of real processes, the stand-in beside the real Pulumi CLI
+	@$(BIN)/python -m pytest -q -n $$(( $$(nproc) + 2 )) --dist loadfile --no-loadscope-reorder -m 'not real and not live'
+test-real: $(READY) ## the heavy ones: real vLLM on CPU, Prometheus, kills of real processes, the real Pulumi CLI where there is one
 	@$(BIN)/python tests/e2e/vllm_cpu.py >/dev/null
-	@$(BIN)/python -m pytest -q -m real -p tests.e2e.skips tests
+	@$(BIN)/python tests/e2e/prometheus.py >/dev/null
+	@$(BIN)/python -m pytest -q -m real -p tests.e2e.skips -n $$(nproc) --dist load tests/unit tests/program tests/sandbox
+	@$(BIN)/python -m pytest -q -m real -p tests.e2e.skips tests/e2e
 kill-points: $(READY) ## every moment of a run × every way to break it × everything typed next: hours
 	@KILL_POINTS=all $(BIN)/python -m pytest -q -s tests/sandbox/test_killpoints.py tests/e2e/test_killpoints.py
 check: $(READY) ## format, lint and types of the whole tree
@@ -36,7 +38,7 @@ check: $(READY) ## format, lint and types of the whole tree
 fix: $(READY) ## format, and mend what the linter can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
-bench: $(READY) ## what our own work takes beside the engine's (ROUNDS=3); SECTION=fetch or push; STACK=gpu-on: its speed
+bench: $(READY) ## what our own work takes beside the engine's (ROUNDS=3); SECTION=door, fetch or push; STACK=gpu-on: its speed
 	@$(BIN)/python -m tests.bench $(SECTION)
 
 # Every dependency with its hashes and without addresses, as the registry stood a week ago: time for a bad release to

@@ -7,21 +7,30 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from importlib.util import find_spec
+from pathlib import Path
 
 from bootstrap.render import render_programs, render_supervisor_conf
-from bootstrap.steps import Engine, Identity
+from bootstrap.steps import Engine, Identity, Supplies
 
-LEFT_BEHIND = frozenset({"tests", "ui", "scripts", "skel", "__pycache__"})
-"""Folders of the supervisor's package that a machine has no use for."""
+LEFT_BEHIND = frozenset({"tests", "ui", "scripts", "skel", "__pycache__", "aiohttp", "bridge", "django", "twisted"})
+"""Folders of the carried packages that a machine has no use for."""
+PACKAGES = ("supervisor", "prometheus_client")
+RULES = ("label.py", "market.py", "metrics.py", "policy.py")
+"""Of `dynamic_providers/lease`: the agent goes by the same rules as the reaper."""
+
+Programs = Mapping[str, Mapping[str, bytes]]
 
 
-def build_bundle(engine: Engine, identity: Identity, caddy_sha256: str) -> dict[str, bytes]:
+def programs_of(engine: Engine, identity: Identity, supplies: Supplies) -> Programs:
+    """Return for each program the files that it is started from, in the order in which they start."""
+    digests = {name: grant.sha256 for name, grant in supplies.programs.items()}
+    return render_programs(engine, identity, digests, _code_sha256())
+
+
+def build_bundle(programs: Programs) -> dict[str, bytes]:
     """Return the content of every file, by its path inside `bundle/`."""
-    rendered = {
-        f"{program}/{name}": content
-        for program, files in render_programs(engine, identity, caddy_sha256).items()
-        for name, content in files.items()
-    }
+    rendered = {f"{program}/{name}": content for program, files in programs.items() for name, content in files.items()}
     return {**carried(), **rendered, "supervisord.conf": render_supervisor_conf().encode()}
 
 
@@ -59,8 +68,24 @@ def carried() -> dict[str, bytes]:
         f"{'bootstrap/' if '/' in path else ''}host/{path}": data
         for path, data in _walk(resources.files("bootstrap.host"))
     }
-    supervisor = {f"supervisor/{path}": data for path, data in _walk(resources.files("supervisor"))}
-    return {**ours, **supervisor}
+    lease = resources.files("dynamic_providers.lease")
+    rules = {f"dynamic_providers/lease/{name}": (lease / name).read_bytes() for name in RULES}
+    packages = {f"{name}/{path}": data for name in PACKAGES for path, data in _walk(_lies_at(name).parent)}
+    return {**ours, **rules, **packages, "pynvml.py": _lies_at("pynvml").read_bytes()}
+
+
+def _lies_at(module: str) -> Path:
+    """Return an installed module's file. Not imported: some take long, and nothing of them runs here."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{module} is not installed: make setup")
+    return Path(spec.origin)
+
+
+@cache
+def _code_sha256() -> str:
+    known = carried()
+    return hashlib.sha256(b"".join(path.encode() + known[path] for path in sorted(known))).hexdigest()
 
 
 def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:

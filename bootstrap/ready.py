@@ -5,7 +5,7 @@ import math
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +15,8 @@ from dynamic_providers.web import httpx
 RETRY_SECONDS = 0.5
 REQUEST_TIMEOUT = timedelta(seconds=30)
 """A first request may still compile kernels; a try that takes longer is made again."""
+MISSES = 3
+"""So many questions in a row may be lost before a machine is taken for one that cannot be asked."""
 NOT_YET = frozenset({500, 502, 503, 504})
 
 
@@ -54,17 +56,57 @@ async def first_token(
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def read_state(
-    endpoint: str, ca_certificate: str, control_token: str, *, timeout: timedelta
-) -> dict[str, Any] | None:
-    """Return what the machine says of itself, `{"settings": hash, "instance": id}`; None if it cannot be asked."""
-    try:
-        async with _client(ca_certificate, timeout) as client:
-            answer = await client.get(f"{endpoint}/control/state", headers={"Authorization": f"Bearer {control_token}"})
-            state = answer.json() if answer.status_code == 200 else None
-    except (httpx.HTTPError, ValueError):
-        return None
-    return state if isinstance(state, dict) else None
+@dataclass(frozen=True)
+class Control:
+    """A machine's control endpoints, for who holds the fleet's `observe` key.
+
+    Args:
+        endpoint: `https://IP:PORT`.
+        ca_certificate: The fleet's, PEM.
+        token: The machine's control token.
+    """
+
+    endpoint: str
+    ca_certificate: str
+    token: str = field(repr=False)
+
+    async def read(self, *, timeout: timedelta) -> dict[str, Any] | None:
+        """Return what the machine says of itself, as the agent's `/control/state`; None if it cannot be asked."""
+        return await self._ask("GET", "state", timeout)
+
+    async def drain(self, *, deadline: timedelta, timeout: timedelta, report: Callable[[int | None], None]) -> None:
+        """Shut the door and return when nobody is being answered any more, or can be asked; at the latest in time.
+
+        Args:
+            deadline: What running requests are granted.
+            timeout: For each question. A machine that does not answer a few of them is not waited for.
+            report: Told how many requests are left; None where the machine itself cannot say.
+        """
+        until, misses, is_shut = time.monotonic() + deadline.total_seconds(), 0, False
+        seconds = math.ceil((deadline + timeout).total_seconds())
+        while misses < MISSES and time.monotonic() < until:
+            shut = ("PUT", "drain", timeout, {"seconds": seconds})
+            state = await (self.read(timeout=timeout) if is_shut else self._ask(*shut))
+            if state is None:
+                misses += 1
+            else:
+                misses, is_shut, left = 0, True, state.get("in_flight")
+                if left == 0:
+                    return
+                report(left)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _ask(
+        self, method: str, what: str, timeout: timedelta, body: dict[str, Any] | None = None
+    ) -> dict[str, Any] | None:
+        try:
+            async with _client(self.ca_certificate, timeout) as client:
+                headers = {"Authorization": f"Bearer {self.token}"}
+                answer = await client.request(method, f"{self.endpoint}/control/{what}", headers=headers, json=body)
+                state = answer.json() if answer.status_code == 200 else None
+        except (httpx.HTTPError, ValueError):
+            return None
+        return state if isinstance(state, dict) else None
 
 
 def _client(ca_certificate: str, timeout: timedelta) -> httpx.AsyncClient:

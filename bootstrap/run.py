@@ -9,36 +9,39 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from bootstrap.bundle import build_bundle, differing, pack
+from bootstrap.bundle import Programs, build_bundle, differing, pack, programs_of
 from bootstrap.cache import CacheError, restore
+from bootstrap.closing import NOTHING_APPLIED, close_door, empty_machine
+from bootstrap.host.watching.reasons import HOST_FAULTS, explain
 from bootstrap.remote import RUNNING, ask, growing_pauses, must
-from bootstrap.render import ROOT, blob_path, fingerprint, model_folder, render_programs
+from bootstrap.render import ROOT, blob_path, fingerprint, model_folder
 from bootstrap.steps import (
     Applied,
-    Deadlines,
     Engine,
     Gpu,
     Grant,
     Identity,
+    Remaining,
     Report,
-    is_host_fault,
+    Supplies,
     parse_gpus,
     redact,
     telling_lines,
 )
-from bootstrap.weights import FreshUrls, bring
+from bootstrap.weights import bring
 from dynamic_providers.errors import BootError, BootstrapError
 
 if TYPE_CHECKING:  # who logs in imports it: asyncssh takes a third of a second
     from bootstrap.ssh import Machine
 
+CALL_OFF = timedelta(seconds=15)
+"""An agent looks every five seconds, and longer at what hangs."""
 UPLOAD_TIMEOUT = timedelta(minutes=3)
-"""The bundle is about 150 kB; a home uplink may be slow and busy."""
-NOTHING_APPLIED = '{"settings": null}'
+"""The bundle is about 280 kB; a home uplink may be slow and busy."""
 
 Item = Mapping[str, Any]
 
@@ -62,13 +65,11 @@ async def apply(
     machine: Machine,
     engine: Engine,
     identity: Identity,
-    caddy: Grant,
-    blobs: Mapping[str, Grant],
+    supplies: Supplies,
+    remaining: Remaining,
     *,
-    deadlines: Deadlines,
+    left: Callable[[str], timedelta],
     report: Report,
-    fresh_urls: FreshUrls | None = None,
-    cache: Grant | None = None,
 ) -> Applied:
     """Make the machine serve *engine* as *identity*; return what each phase took.
 
@@ -76,32 +77,66 @@ async def apply(
         machine: Logged in.
         engine: What is to be served.
         identity: The machine's own secrets.
-        caddy: Where the front door's program comes from.
-        blobs: For each file of the model, by SHA-256, where it comes from.
-        deadlines: Of the phases `weights` and `engine`.
+        supplies: Where everything comes from that is fetched.
+        remaining: Of its lease; should we vanish, the machine ends itself.
+        left: Tells how long a phase, `weights` or `engine`, may take if it begins now.
         report: Told now and then how a phase goes on.
-        fresh_urls: Asked for new URLs where those of *caddy* and *blobs* end while they are in use.
-        cache: Where the engine's start-up cache comes from; what is wrong with it only makes the start a cold one.
 
     Raises:
         BootError: The host fails or is too slow: another one may do better.
         BootstrapError: What is asked does not run, here or elsewhere.
     """
     began = time.monotonic()
-    changed = await _put_bundle(machine, build_bundle(engine, identity, caddy.sha256))
+    programs = programs_of(engine, identity, supplies)
+    changed = await _put_bundle(machine, build_bundle(programs))
+    await ask(machine, "lease", remaining.to_json(is_ready=False))
     await must(machine, "start", f"python3 {ROOT}/bundle/host/start.py </dev/null")
-    changed |= await bring(machine, engine, caddy, blobs, deadlines.weights, report, fresh_urls)
+    starter = Starter(machine, programs)
+    starter.look((await ask(machine, "status"))["programs"])
+    changed |= await starter.ensure("agent")
+    await _refuse_ending(machine)
+    changed |= await bring(machine, engine, supplies, left("weights"), report)
     links = [{"path": file.path, "blob": blob_path(file.sha256)} for file in engine.files]
     changed |= (await ask(machine, "link", model_folder(engine), links))["changed"]
-    cache_refused = await _restore_cache(machine, engine, cache) if cache else ""
+    cache_refused = await _restore_cache(machine, engine, supplies.cache) if supplies.cache else ""
     fetched = time.monotonic()
-    running, pids = (await ask(machine, "status"))["programs"], {}
-    for name, files in render_programs(engine, identity, caddy.sha256).items():
-        is_new, pids[name] = await _ensure(machine, name, running[name], fingerprint(files))
-        changed |= is_new
-    await _wait_until_healthy(machine, pids, identity, deadlines.engine, report)
+    starter.look((await ask(machine, "status"))["programs"])  # weights take long enough for much to happen
+    for name in ("door", "engine", "push"):
+        changed |= await starter.ensure(name)
+    pids = {name: starter.pids[name] for name in ("door", "engine")}  # the others come back by themselves
+    await _wait_until_healthy(machine, pids, identity, left("engine"), report)
     await ask(machine, "open_door", {"settings": engine.settings_hash(), "instance": identity.instance_id})
     return Applied({"weights": fetched - began, "engine": time.monotonic() - fetched}, changed, cache_refused)
+
+
+async def hand_over(
+    machine: Machine, remaining: Remaining, provisioning: Mapping[str, Any] | None, *, patience: timedelta
+) -> Mapping[str, Any]:
+    """Tell the machine that it is ready; from here on it looks after itself. Return what it says of itself.
+
+    Args:
+        machine: Logged in, and serving.
+        remaining: Of its lease.
+        provisioning: How it came up, for its metrics; None leaves there what it was told when it did.
+        patience: How long it may take to be armed; one that is not serves all the same.
+
+    Raises:
+        BootstrapError: Its agent does not run: nobody there would ever end the rental.
+    """
+    until, pauses = time.monotonic() + patience.total_seconds(), growing_pauses()
+    await ask(machine, "ready", remaining.to_json(is_ready=True), provisioning)
+    while True:
+        state: Mapping[str, Any] = await ask(machine, "state")
+        if state.get("armed"):
+            return state
+        if time.monotonic() > until:
+            break
+        await asyncio.sleep(next(pauses))
+    if state:
+        return state
+    agent = (await ask(machine, "status"))["programs"]["agent"]
+    last = "\n".join((await ask(machine, "tail", "agent", agent["pid"]))["lines"][-10:])
+    raise BootstrapError("agent", "the machine's agent does not answer", output=redact(last, ()))
 
 
 async def _restore_cache(machine: Machine, engine: Engine, cache: Grant) -> str:
@@ -111,16 +146,6 @@ async def _restore_cache(machine: Machine, engine: Engine, cache: Grant) -> str:
     except CacheError as error:
         return str(error)
     return ""
-
-
-async def close_door(machine: Machine) -> None:
-    """Let the front door answer 503 until the next `apply`; requests that run are answered to their end.
-
-    From here on the machine says that nothing is applied: who was about to give it back may be killed, and whoever
-    comes next must see that it does not serve.
-    """
-    note = f"echo '{NOTHING_APPLIED}' >control/state.json"
-    await must(machine, "door", f"if cd {ROOT}/run 2>/dev/null; then {note}; touch closed; fi")
 
 
 async def read_settings_hash(machine: Machine) -> str | None:
@@ -154,21 +179,55 @@ async def _put_bundle(machine: Machine, bundle: Mapping[str, bytes]) -> bool:
     )
     # On a machine that had nothing, nothing can run.
     if listing and any(path.startswith("supervisor") for path in missing):
+        await empty_machine(machine)
         await ask(machine, "halt")
     return True
 
 
-async def _ensure(machine: Machine, name: str, program: Item, wanted: str) -> tuple[bool, int]:
-    """Start a program unless it runs from what is wanted; before the engine goes, the door is closed.
+class Starter:
+    """Has the supervisor run what is wanted, and touches nothing that runs from it already.
 
-    Returns:
-        Whether it was started, and its process id.
+    Attributes:
+        pids: Of what was ensured.
     """
-    if program["state"] in RUNNING and program["started"] == wanted:
-        return False, program["pid"]
-    if name == "engine":
-        await close_door(machine)
-    return True, (await ask(machine, "start", name))["pid"]
+
+    def __init__(self, machine: Machine, programs: Programs) -> None:
+        self.pids: dict[str, int] = {}
+        self._machine, self._programs = machine, programs
+        self._status: Mapping[str, Item] = {}
+
+    def look(self, status: Mapping[str, Item]) -> None:
+        """Take what the supervisor says that runs."""
+        self._status = status
+
+    async def ensure(self, name: str) -> bool:
+        """Start, reload or stop a program; say whether that had to be. Before the engine goes, the door is shut."""
+        program, files = self._status[name], self._programs.get(name)
+        runs = program["state"] in RUNNING
+        if files is None:
+            if runs:
+                await ask(self._machine, "stop", name)
+            return runs
+        self.pids[name] = program["pid"]
+        if runs and program["started"] == fingerprint(files):
+            return False
+        if name == "door" and runs and (await ask(self._machine, "reload_door"))["reloaded"]:
+            return True
+        if name in ("door", "engine") and runs:
+            await empty_machine(self._machine)
+        elif name == "engine":
+            await close_door(self._machine)
+        self.pids[name] = (await ask(self._machine, "start", name))["pid"]
+        return True
+
+
+async def _refuse_ending(machine: Machine) -> None:
+    """Raise if the machine ends its own rental and does not call that off for the lease that it was just told."""
+    until, pauses = time.monotonic() + CALL_OFF.total_seconds(), growing_pauses()
+    while ending := (await ask(machine, "state")).get("ending"):
+        if time.monotonic() > until:
+            raise BootError("agent", f"the machine is ending its own rental ({ending}): run `pulumi up` again")
+        await asyncio.sleep(next(pauses))
 
 
 async def _wait_until_healthy(
@@ -199,9 +258,11 @@ async def _tail(machine: Machine, name: str, pid: int, identity: Identity) -> st
 
 
 def _start_error(name: str, log: str) -> BootError | BootstrapError:
-    output = "\n".join(telling_lines(log.splitlines()))
+    lines = log.splitlines()
+    output = "\n".join(telling_lines(lines))
     if name == "door":
         return BootstrapError("door", "the front door does not start", output=output)
-    if is_host_fault(log):
-        return BootError("engine", f"vLLM finds no GPU that it can use:\n{output}")
-    return BootstrapError("engine", "vLLM ended at its start; see its arguments and the model", output=output)
+    reason = explain(lines)
+    if reason.name in HOST_FAULTS:
+        return BootError("engine", f"vLLM ended at its start: {reason.message}\n{output}")
+    return BootstrapError("engine", f"vLLM ended at its start: {reason.message}", output=output)

@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import PurePosixPath
 
-BUNDLE_VERSION = 2
+from bootstrap.arguments import asks_for_vectors
+from dynamic_providers.lease.monitoring import WriteTarget
+
+BUNDLE_VERSION = 3
 """Raised by whoever changes what is put on a machine, so that running machines are seen to differ."""
 
 COMMAND_TIMEOUT = timedelta(seconds=60)
@@ -53,6 +55,7 @@ class Engine:
         clients: Names; each has a token of its own in the `Identity`.
         allow: `pickle` and `code`, where the push of the release allowed them.
         startup_cache: Its compile caches lie where they can be packed and put back.
+        monitoring: Where the machine's metrics go; None keeps them on the machine.
     """
 
     release: str
@@ -64,6 +67,7 @@ class Engine:
     clients: tuple[str, ...] = ("default",)
     startup_cache: bool = False
     allow: tuple[str, ...] = ()
+    monitoring: WriteTarget | None = None
 
     @property
     def digest(self) -> str:
@@ -91,7 +95,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Identity:
-    """This machine's own secrets. They travel over SSH only and stand in files of mode 0600.
+    """What makes this machine this one. Its secrets travel over SSH only and stand in files of mode 0600.
 
     Args:
         instance_id: The market's.
@@ -100,6 +104,11 @@ class Identity:
         tokens: Client name → token.
         scrape_token: Opens `/metrics/*`.
         control_token: Opens `/control/*`.
+        machine_id: The market's, of the physical host.
+        uid: The lease's; also a name in the certificate.
+        stack: That asked for it.
+        usd_per_hour: What it costs, all-in.
+        ca_certificate: The fleet's, PEM.
     """
 
     instance_id: str
@@ -108,6 +117,11 @@ class Identity:
     tokens: Mapping[str, str] = field(repr=False)
     scrape_token: str = field(repr=False)
     control_token: str = field(repr=False)
+    machine_id: str = ""
+    uid: str = ""
+    stack: str = ""
+    usd_per_hour: float = 0.0
+    ca_certificate: str = ""
 
     def secrets(self) -> tuple[str, ...]:
         """Return everything that must never be printed."""
@@ -123,20 +137,70 @@ class Grant:
     url: str = field(repr=False)
 
 
+FreshUrls = Callable[[Iterable[str]], Mapping[str, str]]
+"""Given blobs by SHA-256, signs URLs anew: as `Presigner.urls`."""
+
+
+@dataclass(frozen=True)
+class Supplies:
+    """Where everything that a machine fetches comes from.
+
+    Args:
+        caddy: The front door's program.
+        blobs: For each file of the model, by SHA-256.
+        vmagent: The program that carries metrics away; None where nobody wants them.
+        fresh_urls: Asked for new URLs where those of the grants end while they are in use.
+        cache: The engine's start-up cache; what is wrong with it only makes the start a cold one.
+    """
+
+    caddy: Grant
+    blobs: Mapping[str, Grant]
+    vmagent: Grant | None = None
+    fresh_urls: FreshUrls | None = None
+    cache: Grant | None = None
+
+    @property
+    def programs(self) -> dict[str, Grant]:
+        """Each program by its name."""
+        return {"caddy": self.caddy} | ({"vmagent": self.vmagent} if self.vmagent else {})
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What the machine is told of its lease: all of it as time that is left, for its clock may be wrong.
+
+    Args:
+        lease: Until it must be gone.
+        boot: Until it must be ready; counts as long as it is not.
+        idle: Unused for so long, it goes back.
+        grace: Beyond that, the reaper's turn is over and the machine ends itself.
+        drain: What running requests are granted when it ends.
+    """
+
+    lease: timedelta
+    boot: timedelta
+    idle: timedelta
+    grace: timedelta
+    drain: timedelta = timedelta(minutes=2)
+
+    def to_json(self, *, is_ready: bool) -> dict[str, float | str]:
+        """Return it as `run/lease.json` has it, less the moment from which it counts."""
+        return {
+            "phase": "r" if is_ready else "b",
+            "expires_in": self.lease.total_seconds(),
+            "deadline_in": self.boot.total_seconds(),
+            "idle_seconds": self.idle.total_seconds(),
+            "grace_seconds": self.grace.total_seconds(),
+            "drain_seconds": self.drain.total_seconds(),
+        }
+
+
 @dataclass(frozen=True)
 class Gpu:
     """A GPU as the machine's own driver names it."""
 
     name: str
     memory_mib: int
-
-
-@dataclass(frozen=True)
-class Deadlines:
-    """How long each phase of `apply` may take."""
-
-    weights: timedelta
-    engine: timedelta
 
 
 @dataclass(frozen=True)
@@ -163,121 +227,6 @@ def parse_gpus(output: str) -> tuple[Gpu, ...]:
         name, _, memory = line.rpartition(",")
         gpus.append(Gpu(name.strip(), int(memory)))
     return tuple(gpus)
-
-
-_WAY_IN = "the front door is the only way in"
-_OFFLINE = "the machine serves from its own disk and asks nobody"
-_FOREIGN_CODE = "no foreign code runs on the machine"
-_CLUSTER = "one machine serves a model; it opens no port to others"
-_REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(("--host", "--port", "--uds", "--grpc", "--grpc-port", "--root-path", "--headless"), _WAY_IN),
-    **dict.fromkeys(("--data-parallel-supervisor-port", "--kv-events-config", "--kv-transfer-config"), _WAY_IN),
-    "--api-key": "the front door checks the clients' tokens: name them under `clients`",
-    **dict.fromkeys(("--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--ssl-cert-reqs"), _WAY_IN),
-    **dict.fromkeys(("--ssl-ciphers", "--enable-ssl-refresh"), _WAY_IN),
-    "--model": "set `model.name`",
-    "--served-model-name": "set `model.served_name`",
-    "--max-model-len": "set `model.max_model_len`",
-    **dict.fromkeys(("--tensor-parallel-size", "-tp"), "set `need.gpu_count`"),
-    "--config": "a file of arguments would hide what is asked: list them here",
-    "--disable-log-stats": "without its metrics nobody can tell that the engine is in use",
-    "--shutdown-timeout": "how long a drain lasts is decided by the lease",
-    "--hf-token": "no account's secret lies on a rented machine",
-    **dict.fromkeys(("--download-dir", "--tool-server", "--otlp-traces-endpoint"), _OFFLINE),
-    **dict.fromkeys(("--allowed-media-domains", "--allowed-local-media-path"), _OFFLINE),
-    "--trust-remote-code": _FOREIGN_CODE,
-    **dict.fromkeys(("--middleware", "--logits-processors", "--io-processor-plugin"), _FOREIGN_CODE),
-    **dict.fromkeys(("--tool-parser-plugin", "--reasoning-parser-plugin"), _FOREIGN_CODE),
-    **dict.fromkeys(("--worker-cls", "--worker-extension-cls", "--scheduler-cls"), _FOREIGN_CODE),
-    **dict.fromkeys(("--nnodes", "-n", "--node-rank", "-r", "--master-addr", "--master-port"), _CLUSTER),
-    **dict.fromkeys(("--data-parallel-address", "-dpa", "--data-parallel-rpc-port", "-dpp"), _CLUSTER),
-}
-"""Arguments that would undo what the machine is built on. Source: `vllm serve --help=all` of vLLM 0.32."""
-
-_NEAR_MISSES = frozenset({"--reasoning-parser"})
-"""Flags in their own right that happen to begin a refused one."""
-
-_LOCAL_LOAD_FORMATS = frozenset(
-    [
-        "auto",
-        "bitsandbytes",
-        "dummy",
-        "fastsafetensors",
-        "gguf",
-        "hf",
-        "mistral",
-        "npcache",
-        "pt",
-        "safetensors",
-        "sharded_state",
-    ]
-)
-
-
-def refused_args(args: Sequence[str]) -> list[str]:
-    """Return why vLLM arguments are not taken, one line each; empty means that all are.
-
-    Spelled as vLLM reads them: `_` for `-`, `--flag=value`, and argparse's unambiguous beginnings, so that
-    `--trust_remote` is seen for what it is.
-    """
-    problems = []
-    for index, arg in enumerate(args):
-        if not arg.startswith("-"):
-            continue
-        flag, has_value, value = arg.partition("=")
-        flag = flag.replace("_", "-")
-        meant = _meant(flag)
-        if meant:
-            problems.append(f"{arg.partition('=')[0]} is not taken: {_REFUSED[meant]}")
-        elif len(flag) > len("--lo") and "--load-format".startswith(flag):
-            chosen = value if has_value else next(iter(args[index + 1 : index + 2]), "")
-            if chosen not in _LOCAL_LOAD_FORMATS:
-                problems.append(f"--load-format {chosen} is not taken: {_OFFLINE}")
-    return problems
-
-
-def _meant(flag: str) -> str | None:
-    if flag in _REFUSED or flag in _NEAR_MISSES:
-        return flag if flag in _REFUSED else None
-    if not flag.startswith("--"):
-        return next((short for short in _REFUSED if re.fullmatch(rf"{short}\d+", flag)), None)  # `-tp2`
-    # `--kv-events-config.publisher=x` is vLLM's way into a JSON argument: the flag is what stands before the dot.
-    flag = flag.partition(".")[0]
-    return next((refused for refused in _REFUSED if len(flag) > len("--") and refused.startswith(flag)), None)
-
-
-def asks_for_vectors(args: Sequence[str]) -> bool:
-    """Tell whether vLLM, started with these arguments, answers `/v1/embeddings` and no completions, or the reverse.
-
-    What it would find out by itself from the model's files counts as text: who wants vectors says `--runner pooling`.
-    Source: vLLM 0.32, config/model.py `_get_runner_type`: `--runner` counts before `--convert`.
-    """
-    runner = _value_of(args, "--runner", shortest="--ru") or "auto"
-    return runner == "pooling" or (runner == "auto" and _value_of(args, "--convert", shortest="--conv") == "embed")
-
-
-def _value_of(args: Sequence[str], flag: str, *, shortest: str) -> str | None:
-    """Return what *flag* is set to, the last one counting, in any spelling that argparse takes; None if it is not."""
-    found = None
-    for arg, following in pairwise([*args, ""]):
-        name, has_value, value = arg.partition("=")
-        name = name.replace("_", "-")
-        if name.startswith(shortest) and flag.startswith(name):
-            found = value if has_value else following
-    return found
-
-
-_HOST_FAULTS = re.compile(
-    r"CUDA driver version is insufficient|no CUDA-capable device|NVML|CUDA error: (unknown|initialization|ECC|system)"
-    r"|Failed to infer device type|No CUDA GPUs are available",
-    re.IGNORECASE,
-)
-"""What vLLM and CUDA say when the machine is at fault, whatever is asked of it."""
-
-
-def is_host_fault(output: str) -> bool:
-    """Tell whether the engine's last words blame the machine's GPU or driver."""
-    return bool(_HOST_FAULTS.search(output))
 
 
 _TELLING = re.compile(r"\b\w*(Error|Exception)\b.*:|\berror: ")

@@ -6,22 +6,20 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from bootstrap.closing import empty_machine
 from bootstrap.contents import config_files, refused_files
 from bootstrap.remote import RUNNING, ask, growing_pauses
-from bootstrap.render import blob_path, caddy_path
-from bootstrap.steps import Engine, Grant, Report, redact, render_progress
+from bootstrap.render import blob_path, program_path
+from bootstrap.steps import Engine, Grant, Report, Supplies, redact, render_progress
 from dynamic_providers.errors import BootError, BootstrapError
 
 if TYPE_CHECKING:
     from bootstrap.ssh import Machine
-
-FreshUrls = Callable[[Iterable[str]], Mapping[str, str]]
-"""Given blobs by SHA-256, signs URLs anew: as `Presigner.urls`."""
 
 Item = Mapping[str, Any]
 
@@ -44,16 +42,8 @@ class Watch:
     sign: Callable[[], Mapping[str, str]] | None
 
 
-async def bring(
-    machine: Machine,
-    engine: Engine,
-    caddy: Grant,
-    blobs: Mapping[str, Grant],
-    deadline: timedelta,
-    report: Report,
-    fresh_urls: FreshUrls | None,
-) -> bool:
-    """Put the model and the front door's program on the machine's disk; say whether anything had to be fetched.
+async def bring(machine: Machine, engine: Engine, supplies: Supplies, deadline: timedelta, report: Report) -> bool:
+    """Put the model and the programs on the machine's disk; say whether anything had to be fetched.
 
     Raises:
         BootError: The host fails or is too slow.
@@ -61,20 +51,21 @@ async def bring(
     """
     if problems := refused_files([file.path for file in engine.files], engine.allow):
         raise BootstrapError("weights", "\n  - ".join([f"{engine.release} is not served:", *problems]))
-    files = _files(caddy, blobs, engine)
+    files, fresh_urls = _files(supplies, engine), supplies.fresh_urls
     sign = (lambda: fresh_urls([item["sha256"] for item in files])) if fresh_urls else None
     is_new = await _fetch(machine, files, Watch(time.monotonic() + deadline.total_seconds(), report, sign))
     await _refuse_code(machine, engine)
     return is_new
 
 
-def _files(caddy: Grant, blobs: Mapping[str, Grant], engine: Engine) -> list[Item]:
-    """Return what must lie on the disk, the front door first; each blob once, however many files it is."""
+def _files(supplies: Supplies, engine: Engine) -> list[Item]:
+    """Return what must lie on the disk, the programs first; each blob once, however many files it is."""
     wanted: dict[str, Item] = {
-        caddy.sha256: {**_item("caddy", caddy, caddy_path(caddy.sha256)), "mode": 0o700},
+        grant.sha256: {**_item(name, grant, program_path(name, grant.sha256)), "mode": 0o700}
+        for name, grant in supplies.programs.items()
     }
     for file in engine.files:
-        wanted[file.sha256] = _item(file.path, blobs[file.sha256], blob_path(file.sha256))
+        wanted[file.sha256] = _item(file.path, supplies.blobs[file.sha256], blob_path(file.sha256))
     return list(wanted.values())
 
 
@@ -103,6 +94,7 @@ async def _fetch(machine: Machine, files: Sequence[Item], watch: Watch) -> bool:
         return False
     if look["short_bytes"]:
         # What serves now goes first: its files may not be given back before it lets go of them.
+        await empty_machine(machine)
         await ask(machine, "stop", "engine")
         await ask(machine, "prune", known)
         look = await ask(machine, "missing", known)

@@ -31,9 +31,8 @@ def gpu_stack(settings: GpuSettings, read_config: ReadConfig) -> None:
     """
     market = vast_client(read_config)
     member = read_platform(settings.platform) if settings.platform else None
-    store = _store(settings, member)
-    manifest = open_store(store, read_config).resolve(ModelRef.parse(settings.model.ref))
-    request = _request(settings, store, manifest)
+    manifest = open_store(_store(settings, member), read_config).resolve(ModelRef.parse(settings.model.ref))
+    request = _request(settings, member, manifest)
     if problems := misfits(request, manifest.facts):
         raise ConfigError(problems)
     fleet = _fleet(member)
@@ -72,7 +71,7 @@ def _fleet(member: Membership | None) -> dict[str, pulumi.Input[str]]:
     }
 
 
-def _request(settings: GpuSettings, store: StoreAddress, manifest: Manifest) -> MachineRequest:
+def _request(settings: GpuSettings, member: Membership | None, manifest: Manifest) -> MachineRequest:
     """Return what is asked of the machine, with the release that the model's name stands for right now."""
     model = ModelRequest(
         release=str(manifest.ref),
@@ -91,7 +90,8 @@ def _request(settings: GpuSettings, store: StoreAddress, manifest: Manifest) -> 
         image=settings.image,
         model=model,
         terms=settings.lease,
-        store=store,
+        store=_store(settings, member),
+        monitoring=member.monitoring if member else None,
     )
 
 
@@ -119,6 +119,7 @@ def _export(ca_certificate: pulumi.Input[str], machine: VastInstance, request: M
         "phases": machine.phases,
         "attempts": machine.attempts,
         "expires_at": machine.expires_at,
+        "armed": machine.armed,
     }
     pulumi.export("machines", [first])
     for name, value in first.items():

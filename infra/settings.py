@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bootstrap.steps import refused_args
+from bootstrap.arguments import refused_args
 from dynamic_providers.errors import ConfigError
 from dynamic_providers.lease.policy import MAX_LIFETIME
 from dynamic_providers.store.address import StoreAddress

@@ -5,10 +5,12 @@ answers each command, a line of JSON, with a line of JSON.
 """
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -22,6 +24,7 @@ RESERVE_BYTES = 512 * 2**20
 LOG_BYTES = 65536
 HALT_SECONDS = 0.2
 HALT_TRIES = 300
+RELOAD_TRIES = 75
 STOPPED = {"STOPPED", "EXITED", "FATAL", "BACKOFF", "UNKNOWN"}
 
 Files = list[dict[str, Any]]
@@ -81,15 +84,45 @@ def is_door_up(pid: int) -> bool:
 
 def is_engine_healthy() -> bool:
     """Tell whether the engine answers 200 on its socket."""
-    connection = UnixConnection("engine.sock")
-    connection.timeout = 5
+    return get("engine.sock", "/health") is not None
+
+
+def get(sock: str, path: str, timeout: float = 5) -> bytes | None:
+    """Return what a program answers on its socket; None if that is no 200."""
+    connection = UnixConnection(sock)
+    connection.timeout = timeout
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.read() if answer.status == 200 else None
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
+
+
+def state() -> dict[str, Any]:
+    """Return what the agent says of the machine; empty if it says nothing. It looks around before it answers."""
+    said = get("agent.sock", "/control/state", timeout=15)
+    return json.loads(said) if said else {}
+
+
+def lease(remaining: dict[str, Any]) -> dict[str, Any]:
+    """Tell the agent how long this may last, counted from now by every clock that there is."""
+    clocks = {
+        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "boottime": time.clock_gettime(time.CLOCK_BOOTTIME),
+        "wall": time.time(),
+    }
+    write_json("lease.json", {**remaining, "at": clocks})
+    return {}
+
+
+def ready(remaining: dict[str, Any], provisioning: dict[str, Any] | None) -> dict[str, Any]:
+    """Tell the agent that the machine is ready, and how it came to be, unless it was told before."""
+    if provisioning is not None:
+        write_json("provisioning.json", provisioning)
+    return lease(remaining)
 
 
 def fetch(job: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +178,28 @@ def start(name: str) -> dict[str, Any]:
     stop(name)
     supervisor().startProcess(name, False)
     return {"pid": supervisor().getProcessInfo(name)["pid"]}
+
+
+def reload_door() -> dict[str, Any]:
+    """Have the front door take what is asked now without ending an answer; say whether it did.
+
+    Caddy reads its file again on SIGUSR1, certificates with it, and then says itself what it has loaded. Another
+    program is not to be had that way.
+    """
+    folder, pid = Path("../bundle/door"), supervisor().getProcessInfo("door")["pid"]
+    wanted = json.loads((folder / "door.json").read_bytes())["apps"]["http"]["servers"]["page"]["routes"][0]
+    if not pid or Path("/proc", str(pid), "exe").readlink().name not in (folder / "run").read_text():
+        return {"reloaded": False}
+    os.kill(pid, signal.SIGUSR1)
+    for _ in range(RELOAD_TRIES):
+        if get("door.sock", "/loaded") == wanted["handle"][0]["body"].encode():
+            files = sorted(folder.iterdir(), key=lambda path: path.name.encode())  # as program.sh notes it
+            digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+            Path("started/door.new").write_text(digest + "\n")
+            Path("started/door.new").replace("started/door")
+            return {"reloaded": True}
+        time.sleep(HALT_SECONDS)
+    return {"reloaded": False}
 
 
 def stop(name: str) -> dict[str, Any]:
@@ -242,7 +297,10 @@ def write_json(path: str, value: object) -> None:
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (status, start, stop, fetch, renew, naming_code, open_door, halt, tail, missing, prune, link)
+    for function in (
+        *(status, state, lease, ready, start, stop, reload_door, fetch, renew, naming_code),
+        *(open_door, halt, tail, missing, prune, link),
+    )
 }
 
 

@@ -1,14 +1,19 @@
 """Start the supervisor, unless it runs already; after a restart of the container, with all that ran before.
 
-Runs on the machine: standard library only, Python 3.10. Whoever calls it, an SSH session or `onstart`, the programs
+Runs on the machine: standard library only. Whoever calls it, an SSH session or `onstart`, the programs
 see the same environment: the container's own, which SSH sessions lack, without anything that looks like a secret.
 """
 
+import contextlib
 import os
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
+
+KEPT = ("agent", "door", "engine", "push")
+"""What comes back with the container, as `render.KEPT` says."""
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 """The container's own account key first of all; and `VLLM_API_KEY`, which would lock the engine against its door."""
@@ -40,6 +45,28 @@ def is_running() -> bool:
         return True
 
 
+def end_leftovers() -> None:
+    """End what a supervisor that was killed has left running here.
+
+    It would run beside what the new one starts: two doors on one port, one of them with tokens that were taken back.
+    """
+    here = Path.cwd()
+    for note in Path().glob("*.group"):
+        with contextlib.suppress(OSError, ValueError):
+            group = int(note.read_text())
+            if any(is_at(process, group, here) for process in Path("/proc").glob("[0-9]*")):
+                os.killpg(group, signal.SIGKILL)
+        note.unlink()  # else of another life of the container: the number may be another's now
+
+
+def is_at(process: Path, group: int, folder: Path) -> bool:
+    """Tell whether a process is of this group and works in this folder."""
+    try:
+        return os.getpgid(int(process.name)) == group and (process / "cwd").resolve() == folder
+    except OSError:  # it ended just now, or is another user's
+        return False
+
+
 def main(root: Path) -> None:
     """Become the supervisor."""
     os.umask(0o077)
@@ -49,10 +76,9 @@ def main(root: Path) -> None:
     os.chdir(root / "run")
     if is_running():
         return
-    for group in Path().glob("*.group"):
-        group.unlink()  # of another life of the container: the numbers are others' now
+    end_leftovers()
     environment = choose_environment(dict(os.environ), read_environment(root / "container.env"))
-    for name in ("door", "engine"):
+    for name in KEPT:
         environment[f"AUTOSTART_{name.upper()}"] = str((root / "run/started" / name).exists()).lower()
     os.environ.clear()
     os.environ.update(environment)

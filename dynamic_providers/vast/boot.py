@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
-from dynamic_providers.errors import BootError
+from dynamic_providers.errors import BootError, HostError
 from dynamic_providers.vast.models import COMING_UP, DOOR, SSH, Instance
 from dynamic_providers.vast.rent import LOOK_SECONDS, World
 
@@ -18,11 +19,37 @@ SHOW_SECONDS = 3.0
 
 
 @dataclass
+class Lost:
+    """What was lost on hosts that were given back before this one; it travels with the machine that gets ready.
+
+    Attributes:
+        failures: Reason → how many, the latest reason last.
+        ssh_seconds: Waited for logins that never came.
+    """
+
+    failures: dict[str, int] = field(default_factory=dict)
+    ssh_seconds: float = 0.0
+
+    def book(self, error: HostError, boot: "Boot") -> None:
+        """Note a host that let us down."""
+        reason = error.phase.replace(" ", "_") if isinstance(error, BootError) else "mismatch"
+        self.failures[reason] = self.failures.pop(reason, 0) + 1
+        if reason == "ssh":
+            self.ssh_seconds += boot.seconds_since_last()
+
+
+@dataclass
 class Boot:
-    """The boot of one machine: what its phases have taken, and how long they may still take."""
+    """The boot of one machine: what its phases have taken, and how long they may still take.
+
+    Attributes:
+        minutes: For all of it.
+        lost: What was lost before; None for a machine that serves already, and is changed.
+    """
 
     world: World
     minutes: float
+    lost: Lost | None = None
     phases: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -40,6 +67,21 @@ class Boot:
         self.phases[phase] = round(now - self._last if seconds is None else seconds, 1)
         self._last = self._told = now
         self.world.say(f"{phase:<12}{self.phases[phase]:>7.1f} s   {detail}".rstrip())
+
+    def seconds_since_last(self) -> float:
+        """Return how long the phase that goes on now has taken."""
+        return round(self.world.clock.monotonic() - self._last, 1)
+
+    def provisioning(self) -> dict[str, Any] | None:
+        """Return how the machine came up, as `run/provisioning.json` has it; None if it did so before."""
+        if self.lost is None:
+            return None
+        return {
+            "phases": dict(self.phases),
+            "cold_start_seconds": round(self.world.clock.monotonic() - self._began, 1),
+            "failures": dict(self.lost.failures),
+            "ssh_lost_seconds": self.lost.ssh_seconds,
+        }
 
     def tell(self, phase: str, text: str) -> None:
         """Tell how a phase goes on, now and then."""

@@ -1,9 +1,10 @@
 """A machine's life: create, update, delete, read. Knows nothing of Pulumi; a gateway may call it one day.
 
-create   adopt or rent; wait; connect; bootstrap; one real token; a host that fails is given back, the next is taken
+create   adopt or rent; wait; connect; bootstrap; one real token; the machine looks after itself from then on;
+         a host that fails is given back, the next is taken
 update   label to booting; apply, the door shut while the engine changes; one real token; label to ready;
          on failure the former settings come back
-delete   door shut; destroy, verified; receipt
+delete   drain; destroy, verified; receipt
 read     gone only on a definite answer; else whether it runs, and the settings that the machine itself reports
 """
 
@@ -11,32 +12,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from bootstrap import ready, render
+from bootstrap import ready
+from bootstrap.onstart import render_onstart
 from bootstrap.steps import Engine, ModelFile
 from dynamic_providers.errors import (
     BootError,
     BootstrapError,
+    ConfigError,
     HostError,
     NoOfferError,
     StackError,
     StoppedError,
 )
-from dynamic_providers.lease import keys
 from dynamic_providers.lease.label import Label, Phase
+from dynamic_providers.lease.policy import GRACE
 from dynamic_providers.store.client import Store
 from dynamic_providers.store.manifest import Manifest
-from dynamic_providers.vast.boot import Boot, is_reachable, wait_until_running
+from dynamic_providers.vast.boot import Boot, Lost, is_reachable, wait_until_running
 from dynamic_providers.vast.machine import (
-    DOOR_PATIENCE,
+    CONTROL_PATIENCE,
+    Tenant,
     bootstrap,
+    control_token,
+    drain,
     identity_of,
     keep_startup_cache,
-    shut_door,
     ssh_keypair,
 )
 from dynamic_providers.vast.models import Instance
@@ -73,6 +77,7 @@ def engine_of(request: MachineRequest, manifest: Manifest | None = None) -> Engi
         clients=model.clients,
         startup_cache=model.startup_cache,
         allow=manifest.allow if manifest else (),
+        monitoring=request.monitoring,
     )
 
 
@@ -82,13 +87,14 @@ def create(world: World, store: Store, request: MachineRequest) -> tuple[str, di
     Raises:
         StackError: Nothing is left rented, or the error is a LeakError that says so.
     """
-    supply = open_supply(store, request)  # before any money
+    supply = open_supply(world, store, request)  # before any money
     avoid: set[int] = set()
     failure: HostError | None = None
+    lost = Lost()
     for attempt in range(1, request.terms.attempts + 1):
-        boot = Boot(world, request.terms.boot_minutes)
+        boot = Boot(world, request.terms.boot_minutes, lost)
         try:
-            rental = adopt(world, request) or rent(world, request, render.render_onstart(), avoid)
+            rental = adopt(world, request) or rent(world, request, _onstart(world, request), avoid)
         except NoOfferError as error:
             text = f"{error}\n  before that: {failure}" if failure else str(error)
             raise NoOfferError(text, error.turned_away) from error
@@ -101,6 +107,7 @@ def create(world: World, store: Store, request: MachineRequest) -> tuple[str, di
         except HostError as error:
             avoid.add(rental.machine_id)
             failure = error
+            lost.book(error, boot)
     raise BootError(
         getattr(failure, "phase", "verify"),
         f"none of {request.terms.attempts} machines came up; the last one: {failure}\n"
@@ -116,37 +123,45 @@ def update(
     Raises:
         StackError: The former settings serve again, or the error says that they do not.
     """
-    supply = open_supply(store, news)
+    supply = open_supply(world, store, news)
     instance = world.client.show_instance(instance_id)
     if instance is None or instance.status != "running":
         raise BootError("engine", f"instance {instance_id} does not run now: run `pulumi up` again to replace it")
     old_label = _label_of(world, instance, olds)
     longer = timedelta(hours=news.terms.max_hours - olds.terms.max_hours)
-    fresh = new_label(world, news)
-    label = replace(fresh, expires_at=old_label.expires_at + longer)
+    label = replace(new_label(world, news), expires_at=old_label.expires_at + longer)
+    if label.expires_at <= world.client.now():
+        raise ConfigError(
+            [f"lease.max_hours: {news.terms.max_hours:g} h are over already; write more, or run: pulumi destroy"]
+        )
     try:
         boot = Boot(world, news.terms.boot_minutes)
         return _bring_up(world, supply, news, instance, label, boot, host_key)
     except StoppedError as error:
-        raise StoppedError(f"{error.reason}; the change is half done: run `pulumi up` again, and it goes on") from error
+        raise StoppedError(
+            f"{error.reason}; the change is half done: run `pulumi up` again before {label.deadline:%H:%M} UTC, and it"
+            " goes on; later the machine ends its own rental"
+        ) from error
     except StackError as error:
         world.say(f"the change failed ({_first_line(error)}): putting the former settings back")
+        # With a deadline of its own: by the spent one the machine would end itself while the model loads.
+        back = replace(new_label(world, olds), expires_at=old_label.expires_at, idle_minutes=old_label.idle_minutes)
         try:
             boot = Boot(world, olds.terms.boot_minutes)
-            back = replace(fresh, expires_at=old_label.expires_at, idle_minutes=old_label.idle_minutes)
-            _bring_up(world, open_supply(store, olds), olds, instance, back, boot, host_key)
+            _bring_up(world, open_supply(world, store, olds), olds, instance, back, boot, host_key)
         except StackError as second:
             raise BootstrapError(
                 "update",
                 f"{error}\nand the former settings do not come back either: {second}\n"
-                "  mend the stack file and run `pulumi up`, or give the machine back with `pulumi destroy`",
+                f"  mend the stack file and run `pulumi up` before {back.deadline:%H:%M} UTC, when the machine ends its"
+                " own rental, or give it back with `pulumi destroy`",
             ) from error
         world.say("the former settings serve again")
         raise
 
 
-def delete(world: World, instance_id: int, request: MachineRequest, host_key: str | None) -> None:
-    """Shut the door, destroy, verify, print the receipt.
+def delete(world: World, instance_id: int, request: MachineRequest) -> None:
+    """Drain, destroy, verify, print the receipt.
 
     Raises:
         LeakError: It may still be billed.
@@ -155,8 +170,7 @@ def delete(world: World, instance_id: int, request: MachineRequest, host_key: st
     instance = world.client.show_instance(instance_id)
     if instance is not None and is_reachable(instance):
         # Best effort: a host that does not answer is no reason to pay for it any longer.
-        with suppress(StackError, OSError, TimeoutError):
-            asyncio.run(shut_door(request, instance, host_key))
+        asyncio.run(_unless_stopped(world, drain(world, request, instance)))
     give_back(world, instance or instance_id)
 
 
@@ -172,11 +186,11 @@ def read(world: World, instance_id: int, request: MachineRequest, olds: Mapping[
     is_ready = label is not None and label.phase is Phase.READY and instance.belongs_to(request.fleet.id, request.uid)
     outputs = dict(olds) | {"is_stopped": instance.is_stopped, "is_ready": is_ready}
     if not instance.is_stopped:
-        token = keys.control_token(request.fleet.observe, request.uid, instance_id)
-        endpoint, authority = str(olds["endpoint"]), request.fleet.ca_certificate
-        state = asyncio.run(ready.read_state(endpoint, authority, token, timeout=DOOR_PATIENCE))
+        token = control_token(request, instance_id)
+        control = ready.Control(str(olds["endpoint"]), request.fleet.ca_certificate, token)
+        state = asyncio.run(control.read(timeout=CONTROL_PATIENCE))
         if state is not None:  # unreachable is unknown, and unknown changes nothing
-            outputs["applied"] = str(state.get("settings"))
+            outputs |= {"applied": _applied(world, instance_id, state), "armed": bool(state.get("armed"))}
     return outputs
 
 
@@ -209,27 +223,16 @@ def _bring_up(
     instance = wait_until_running(world, instance, boot)
     identity = identity_of(request, instance, label)
     engine = engine_of(request, supply.manifest)
-    work = bootstrap(supply, request, instance, host_key, identity, engine, boot)
-    host_key = asyncio.run(_unless_stopped(world, work))
-    endpoint = f"https://{instance.address}:{instance.door_port}"
-    token = identity.tokens[request.model.clients[0]]
-    question = ready.first_token(
-        endpoint,
-        request.fleet.ca_certificate,
-        token,
-        engine.served_name,
-        deadline=boot.left("first token"),
-        embeds=engine.embeds,
-    )
-    asyncio.run(_unless_stopped(world, question))
-    boot.done("first token", endpoint)
+    tenant = Tenant(request, instance, label, expires, host_key)
+    work = bootstrap(supply, tenant, identity, engine, boot)
+    host_key, is_armed = asyncio.run(_unless_stopped(world, work))
     world.market.relabel(instance.id, label.ready().render())
     if engine.startup_cache:
         asyncio.run(_unless_stopped(world, keep_startup_cache(world, supply, request, instance, host_key, engine)))
     return {
         **request.to_props(),
         "instance_id": str(instance.id),
-        "endpoint": endpoint,
+        "endpoint": tenant.endpoint,
         "usd_per_hour": round(instance.usd_per_hour, 6),
         "disk_gb": instance.disk_gb,
         "phases": boot.phases,
@@ -238,10 +241,30 @@ def _bring_up(
         "applied": engine.settings_hash(),
         "is_stopped": False,
         "is_ready": True,
+        "armed": is_armed,
         "ssh_host_key": host_key,
-        "client_token": token,
+        "client_token": identity.tokens[request.model.clients[0]],
         "tokens": dict(identity.tokens),
     }
+
+
+def _applied(world: World, instance_id: int, state: Mapping[str, Any]) -> str:
+    """Return the hash of what serves; `None` if nothing does, and the next `up` is to start it anew."""
+    if ending := state.get("ending"):
+        world.say(f"instance {instance_id} is ending its own rental: {ending}")
+    engine = state.get("engine") or {}
+    if engine.get("state") == "unhealthy":
+        world.say(f"instance {instance_id}: its engine was given up: {engine.get('message')}")
+        return "None"
+    return str(state.get("settings"))
+
+
+def _onstart(world: World, request: MachineRequest) -> str:
+    """Return the script of a container that is rented now."""
+    boot = timedelta(minutes=request.terms.boot_minutes)
+    # An agent that ends is back within seconds: however long people may idle, it is dead after an hour's silence.
+    stale = min(timedelta(minutes=request.terms.idle_minutes), timedelta(hours=1)) + GRACE
+    return render_onstart(boot, stale, world.client.now() + boot)
 
 
 def _label_of(world: World, instance: Instance, request: MachineRequest) -> Label:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from math import ceil
 from typing import Any, Self
 
+from dynamic_providers.lease.monitoring import WriteTarget
 from dynamic_providers.store.address import StoreAddress
 from dynamic_providers.store.manifest import Facts
 from dynamic_providers.vast.models import GpuNeed
@@ -76,6 +77,7 @@ class MachineRequest:
     model: ModelRequest
     terms: LeaseTerms
     store: StoreAddress
+    monitoring: WriteTarget | None = None
 
     @classmethod
     def from_props(cls, props: Mapping[str, Any]) -> Self:
@@ -93,11 +95,12 @@ class MachineRequest:
                 | {"idle_minutes": int(terms["idle_minutes"]), "attempts": int(terms["attempts"])}
             ),
             store=StoreAddress.from_props(props["store"]),
+            monitoring=WriteTarget.from_props(props["monitoring"]) if props.get("monitoring") else None,
         )
 
     def to_props(self) -> dict[str, Any]:
         """Return the inputs that `from_props` reads."""
-        return {
+        props = {
             "stack": self.stack,
             "uid": self.uid,
             "fleet_id": self.fleet.id,
@@ -110,6 +113,7 @@ class MachineRequest:
             "terms": _plain(self.terms),
             "store": self.store.to_props(),
         }
+        return props | {"monitoring": self.monitoring.to_props()} if self.monitoring else props
 
     @property
     def disk_gb(self) -> float:

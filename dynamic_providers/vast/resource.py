@@ -115,7 +115,7 @@ class VastInstanceProvider(_Provider):
     def delete(self, id_: str, props: dict[str, Any]) -> None:
         """Give it back."""
         request = MachineRequest.from_props(props)
-        lifecycle.delete(self._world(), int(id_), request, props.get("ssh_host_key"))
+        lifecycle.delete(self._world(), int(id_), request)
 
 
 class Fleet(Resource, module="vast", name="Fleet"):
@@ -160,6 +160,7 @@ class VastInstance(Resource, module="vast", name="Instance"):
     phases: Output[dict[str, float]]
     attempts: Output[int]
     expires_at: Output[str]
+    armed: Output[bool]
     client_token: Output[str]
     tokens: Output[dict[str, str]]
 
@@ -174,6 +175,7 @@ class VastInstance(Resource, module="vast", name="Instance"):
         "applied",
         "is_stopped",
         "is_ready",
+        "armed",
         "ssh_host_key",
         "client_token",
         "tokens",

@@ -31,6 +31,7 @@ RUNNING = {
     "phases": {"image": 3.0},
     "attempts": 1,
     "expires_at": "2026-03-14T23:09:26+00:00",
+    "armed": True,
     "client_token": "token",
     "tokens": {"default": "token"},
 }
@@ -173,6 +174,7 @@ OPEN = (
     "phases",
     "attempts",
     "expires_at",
+    "armed",
 )
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,10 +13,18 @@ from typing import Any
 import httpx
 
 from bootstrap import ready, run
-from bootstrap.render import render_onstart
+from bootstrap.onstart import render_onstart
 from bootstrap.ssh import Target, connect
-from bootstrap.steps import Applied, Deadlines, Engine, Grant, Identity, ModelFile
-from bootstrap.weights import FreshUrls
+from bootstrap.steps import (
+    Applied,
+    Engine,
+    FreshUrls,
+    Grant,
+    Identity,
+    ModelFile,
+    Remaining,
+    Supplies,
+)
 from dynamic_providers.lease.certificates import make_ca, sign_leaf, ssh_keypair
 from dynamic_providers.store.binaries import CADDY, find_binary
 from tests.sandbox.blob_server import BlobServer
@@ -28,8 +36,10 @@ NOW = datetime.now(UTC)
 CA = make_ca(SIGN, NOW)
 PRIVATE, PUBLIC = ssh_keypair(SIGN, "uid0")
 TOKEN, SCRAPE, CONTROL = "client-token-1", "scrape-token-1", "control-token-1"
-DEADLINES = Deadlines(weights=timedelta(seconds=30), engine=timedelta(seconds=30))
+DEADLINES = {"weights": timedelta(seconds=30), "engine": timedelta(seconds=30)}
 SOON = timedelta(seconds=20)
+HOUR = timedelta(hours=1)
+REMAINING = Remaining(lease=HOUR, boot=HOUR, idle=HOUR, grace=HOUR)
 
 
 @dataclass
@@ -60,20 +70,27 @@ class World:
         return self.folder / "w/gpu-on-demand"
 
     async def apply(
-        self, engine: Engine | None = None, deadlines: Deadlines = DEADLINES, fresh_urls: FreshUrls | None = None
+        self,
+        engine: Engine | None = None,
+        deadlines: Mapping[str, timedelta] = DEADLINES,
+        fresh_urls: FreshUrls | None = None,
     ) -> Applied:
         engine = engine or self.engine
+        supplies = Supplies(self.caddy, self.grants(engine), fresh_urls=fresh_urls)
         async with await connect(self.target(), deadline=SOON) as machine:
             return await run.apply(
                 machine,
                 engine,
                 self.identity,
-                self.caddy,
-                self.grants(engine),
-                deadlines=deadlines,
+                supplies,
+                REMAINING,
+                left=deadlines.__getitem__,
                 report=lambda *told: self.told.append(told),
-                fresh_urls=fresh_urls,
             )
+
+    @property
+    def control(self) -> ready.Control:
+        return ready.Control(self.endpoint, CA, CONTROL)
 
     async def sh(self, command: str) -> str:
         async with await connect(self.target(), deadline=SOON) as machine:
@@ -81,7 +98,7 @@ class World:
 
     async def pids(self) -> dict[str, int]:
         status = json.loads(await self.sh("echo '[\"status\"]' | python3 ../bundle/host/machine.py"))
-        return {name: program["pid"] for name, program in status["programs"].items() if name != "fetch"}
+        return {name: program["pid"] for name, program in status["programs"].items() if program["pid"]}
 
     def client(self) -> httpx.AsyncClient:
         context = ssl.create_default_context(cadata=CA)
@@ -109,7 +126,7 @@ async def a_world(tmp_path: Path, store: BlobServer, model: Path) -> AsyncIterat
     spec = HostSpec(
         instance_id=7,
         gpus=(Gpu("NVIDIA GeForce RTX 4090", 24564, 8.9),),
-        onstart=render_onstart(),
+        onstart=render_onstart(HOUR, HOUR, NOW + HOUR),
         env={},
         tcp_ports=(22, 8443),
         api_key="the-machines-own-key",
@@ -128,7 +145,19 @@ async def a_world(tmp_path: Path, store: BlobServer, model: Path) -> AsyncIterat
             f"https://{address.ip}:{address.ports[8443]}",
             store,
             Engine("tiny@sha256:" + "ab" * 32, "tiny", put_model(store, model), max_model_len=2048),
-            Identity("7", leaf.certificate + CA, leaf.private_key, {"default": TOKEN}, SCRAPE, CONTROL),
+            Identity(
+                "7",
+                leaf.certificate + CA,
+                leaf.private_key,
+                {"default": TOKEN},
+                SCRAPE,
+                CONTROL,
+                machine_id="55",
+                uid="uid0",
+                stack="gpu-on",
+                usd_per_hour=0.41,
+                ca_certificate=CA,
+            ),
             put_caddy(store),
             [],
         )

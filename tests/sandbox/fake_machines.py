@@ -19,8 +19,8 @@ import asyncssh
 import httpx
 import pytest
 
-from bootstrap import ready, run, ssh, weights
-from bootstrap.render import fingerprint
+from bootstrap import closing, ready, run, ssh, weights
+from bootstrap.render import PROGRAMS, fingerprint
 from bootstrap.steps import Engine
 from dynamic_providers.clock import Clock
 from tests.sandbox.vast.hosts import Address, FakeHosts, HostSpec
@@ -41,6 +41,7 @@ class FakeMachine:
         self.programs: dict[str, dict[str, Any]] = {}
         self.is_closed = False
         self.state: dict[str, Any] | None = None
+        self.lease: dict[str, Any] = {}
         self.progress: dict[str, Any] | None = None
         self._pids = itertools.count(100)
 
@@ -48,10 +49,17 @@ class FakeMachine:
         """Say whether clients would be answered, by exactly this engine."""
         is_up = {name for name, program in self.programs.items() if program["state"] == "RUNNING"}
         is_asked = (self.state or {}).get("settings") == engine.settings_hash()
-        return {"door", "engine"} <= is_up and is_asked and not self.is_closed and self._runs_what_lies_there()
+        is_left_alone = self.lease.get("phase") == "r"
+        return (
+            {"agent", "door", "engine"} <= is_up
+            and is_asked
+            and is_left_alone
+            and not self.is_closed
+            and self._runs_what_lies_there()
+        )
 
     def _runs_what_lies_there(self) -> bool:
-        return all(self.programs[name]["started"] == self._fingerprint(name) for name in ("door", "engine"))
+        return all(self.programs[name]["started"] == self._fingerprint(name) for name in ("agent", "door", "engine"))
 
     def _fingerprint(self, name: str) -> str:
         own = f"{name}/"
@@ -68,7 +76,7 @@ class FakeMachine:
             self.state = {"settings": None}
             self.bundle |= {path: content.encode("latin1") for path, content in json.loads(stdin).items()}
         elif "host/start.py" in command:
-            self.programs = self.programs or {name: _stopped() for name in ("fetch", "door", "engine")}
+            self.programs = self.programs or {name: _stopped() for name in PROGRAMS}
         elif "touch closed" in command:
             self.is_closed, self.state = True, {"settings": None}
         else:
@@ -81,13 +89,31 @@ class FakeMachine:
         Raises:
             LookupError: No supervisor runs.
         """
-        if not self.programs and command != "halt":
+        if not self.programs and command not in {"halt", "lease"}:
             raise LookupError("no supervisor")
         return getattr(self, f"do_{command}")(*arguments)
 
     def do_status(self) -> dict[str, Any]:
         healthy = self.programs["engine"]["state"] == "RUNNING"
         return {"programs": self.programs, "healthy": healthy, "fetch": self.progress}
+
+    def do_lease(self, remaining: dict[str, Any]) -> dict[str, Any]:
+        self.lease = remaining
+        return {}
+
+    def do_ready(self, remaining: dict[str, Any], provisioning: dict[str, Any] | None) -> dict[str, Any]:
+        assert provisioning is None or provisioning["phases"].keys() >= {"ssh", "engine", "first token"}
+        return self.do_lease(remaining)
+
+    def do_state(self) -> dict[str, Any]:
+        if self.programs["agent"]["state"] != "RUNNING":
+            return {}
+        return {**(self.state or {}), "phase": self.lease.get("phase"), "armed": True, "in_flight": 0}
+
+    def do_reload_door(self) -> dict[str, Any]:
+        assert self.programs["door"]["state"] == "RUNNING"
+        self.programs["door"]["started"] = self._fingerprint("door")
+        return {"reloaded": True}
 
     def do_missing(self, files: list[dict[str, Any]]) -> dict[str, Any]:
         wanted = {item["path"] for item in files}
@@ -280,7 +306,7 @@ def fake_machines(
         patch.setattr(ssh, "_login", login)
         patch.setattr(ready, "_client", client)
         patch.setattr(run, "pack", _pack)
-        for module in (ssh, run, weights, ready):
+        for module in (ssh, run, closing, weights, ready):
             patch.setattr(module, "time", played_time)
             patch.setattr(module, "asyncio", played_asyncio)
         yield
@@ -290,8 +316,8 @@ def _respond(machine: FakeMachine, path: str) -> httpx.Response:
     is_up = machine.programs.get("door", {}).get("state") == "RUNNING"
     if not is_up:
         raise ConnectionRefusedError(path)
-    if path == "/control/state":
-        return httpx.Response(200, json=machine.state)
+    if path.startswith("/control/"):
+        return httpx.Response(200, json=machine.do_state()) if machine.do_state() else httpx.Response(502)
     if machine.is_closed or machine.programs["engine"]["state"] != "RUNNING":
         return httpx.Response(503)
     return httpx.Response(200, json={"choices": [{"text": " hello"}]})

@@ -1,6 +1,6 @@
 """A bootstrap that is only played: for paths of the lifecycle that need no real machine."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -9,8 +9,7 @@ from typing import Any, Self
 import pytest
 
 from bootstrap import ready, run, ssh
-from bootstrap.steps import Applied, Deadlines, Engine, Gpu, Grant, Identity, Report
-from bootstrap.weights import FreshUrls
+from bootstrap.steps import Applied, Engine, Gpu, Identity, Remaining, Report, Supplies
 from tests.sandbox.stage import Stage
 from tests.sandbox.vast.hosts import FakeHosts
 
@@ -22,11 +21,15 @@ class Played:
     Attributes:
         applied: (address, engine) of each `apply`, in order.
         failures: What the next applies raise; None is success.
+        provisioned: What each machine that got ready was told of its boot.
+        is_armed: Whether machines can reach the market with their own keys.
     """
 
     hosts: FakeHosts
     applied: list[tuple[str, Engine]] = field(default_factory=list)
     failures: list[BaseException | None] = field(default_factory=list)
+    provisioned: list[Mapping[str, Any]] = field(default_factory=list)
+    is_armed: bool = True
 
     async def connect(self, target: ssh.Target, *, deadline: timedelta) -> "PlayedMachine":
         return PlayedMachine(self, target.address)
@@ -41,13 +44,11 @@ class Played:
         machine: "PlayedMachine",
         engine: Engine,
         identity: Identity,
-        caddy: Grant,
-        blobs: Mapping[str, Grant],
+        supplies: Supplies,
+        remaining: Remaining,
         *,
-        deadlines: Deadlines,
+        left: Callable[[str], timedelta],
         report: Report,
-        fresh_urls: FreshUrls | None = None,
-        cache: Grant | None = None,
     ) -> Applied:
         self.applied.append((machine.address, engine))
         if self.failures and (failure := self.failures.pop(0)):
@@ -57,9 +58,23 @@ class Played:
     async def first_token(self, *_: Any, **__: Any) -> float:
         return 0.1
 
-    async def read_state(self, endpoint: str, *_: Any, **__: Any) -> dict[str, Any] | None:
-        mine = [engine for address, engine in self.applied if address in endpoint]
-        return {"settings": mine[-1].settings_hash()} if mine else None
+    async def hand_over(
+        self,
+        machine: "PlayedMachine",
+        remaining: Remaining,
+        provisioning: Mapping[str, Any] | None,
+        *,
+        patience: timedelta,
+    ) -> Mapping[str, Any]:
+        if provisioning is not None:
+            self.provisioned.append(provisioning)
+        return {"phase": "r", "armed": self.is_armed, "unarmed_because": None if self.is_armed else "HTTP 401"}
+
+    async def answer(
+        self, control: ready.Control, method: str, what: str, timeout: timedelta, body: object = None
+    ) -> dict[str, Any] | None:
+        mine = [engine for address, engine in self.applied if address in control.endpoint]
+        return {"settings": mine[-1].settings_hash(), "armed": self.is_armed, "in_flight": 0} if mine else None
 
 
 @dataclass
@@ -77,10 +92,6 @@ class PlayedMachine:
         """Log out of nothing."""
 
 
-async def _nothing(*_: object) -> None:
-    """Do nothing."""
-
-
 @contextmanager
 def play_bootstrap(stage: Stage) -> Iterator[Played]:
     """Put the played bootstrap in place of the real one."""
@@ -90,7 +101,7 @@ def play_bootstrap(stage: Stage) -> Iterator[Played]:
         patch.setattr(ssh, "connect", played.connect)
         patch.setattr(run, "inspect_gpus", played.inspect_gpus)
         patch.setattr(run, "apply", played.apply)
-        patch.setattr(run, "close_door", _nothing)
+        patch.setattr(run, "hand_over", played.hand_over)
         patch.setattr(ready, "first_token", played.first_token)
-        patch.setattr(ready, "read_state", played.read_state)
+        patch.setattr(ready.Control, "_ask", lambda *asked: played.answer(*asked))
         yield played

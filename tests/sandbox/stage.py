@@ -179,7 +179,7 @@ class Machine:
 
     def delete(self) -> None:
         """Give it back."""
-        lifecycle.delete(self.stage.world, self.id, self.request, self.outputs["ssh_host_key"])
+        lifecycle.delete(self.stage.world, self.id, self.request)
 
     def verdict(self, request: MachineRequest | None = None) -> str:
         """Say what the engine would do about it: `unchanged`, `update` or `replace`."""

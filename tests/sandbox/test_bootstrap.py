@@ -1,6 +1,8 @@
 """The bootstrap against a host with a real SSH server, supervisor, Caddy and TLS; the model server is the stub."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
@@ -10,14 +12,14 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from bootstrap import ready, run
+from bootstrap import closing, run
 from bootstrap.ssh import Completed, connect
-from bootstrap.steps import Gpu, ModelFile
+from bootstrap.steps import Gpu, Grant, ModelFile
 from dynamic_providers.errors import BootError, BootstrapError
 from dynamic_providers.lease.certificates import make_ca
 from tests.sandbox import blob_server
 from tests.sandbox.blob_server import BlobServer
-from tests.sandbox.bootstrap_world import CA, CONTROL, DEADLINES, NOW, PUBLIC, SCRAPE, SOON, TOKEN, World, a_world, put
+from tests.sandbox.bootstrap_world import CONTROL, DEADLINES, NOW, PUBLIC, SCRAPE, SOON, TOKEN, World, a_world, put
 from tests.sandbox.models import write_tiny_llama
 
 InWorld = Callable[[Callable[[World], Awaitable[None]]], None]
@@ -74,8 +76,9 @@ def test_from_a_bare_machine_to_the_first_token(in_world: InWorld) -> None:
         assert applied.changed
         assert set(applied.phases) == {"weights", "engine"}
         assert 0 < await world.first_token() < SOON.total_seconds()
-        state = await ready.read_state(world.endpoint, CA, CONTROL, timeout=SOON)
-        assert state == {"settings": world.engine.settings_hash(), "instance": "7"}
+        state = await world.control.read(timeout=SOON)
+        assert state is not None
+        assert (state["settings"], state["instance"]) == (world.engine.settings_hash(), "7")
         async with await connect(world.target(), deadline=SOON) as machine:
             assert await run.read_settings_hash(machine) == world.engine.settings_hash()
             assert await run.inspect_gpus(machine) == (Gpu("NVIDIA GeForce RTX 4090", 24564),)
@@ -104,11 +107,12 @@ def test_no_secret_is_an_argument_or_in_a_log_or_readable_by_others(in_serving_w
         await world.first_token()
         await world.ask("GET", "/v1/models", None, headers={"x-api-key": TOKEN})
         await world.ask("GET", f"/v1/models?api_key={TOKEN}")
-        await world.sh("for i in $(seq 50); do grep -q /v1/models ../log/door.log && break; sleep 0.1; done")
+        await world.sh("for i in $(seq 50); do grep -q /v1/models ../log/access.log && break; sleep 0.1; done")
         secrets = [TOKEN, SCRAPE, CONTROL, world.identity.private_key[60:100], blob_server.SIGNATURE[-16:]]
         logs = {path: path.read_text() for path in (world.root / "log").iterdir()}
-        assert {path.name for path in logs} >= {"door.log", "engine.log", "fetch.log", "supervisor.log"}
-        assert "/v1/models" in logs[world.root / "log/door.log"]
+        names = {"access.log", "agent.log", "door.log", "engine.log", "fetch.log", "supervisor.log"}
+        assert {path.name for path in logs} >= names
+        assert "/v1/models" in logs[world.root / "log/access.log"]
         assert not [path for path, text in logs.items() if any(secret in text for secret in secrets)]
         open_to_others = [
             path for path in world.root.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o077
@@ -141,10 +145,30 @@ def test_a_container_that_restarts_serves_again_by_itself(in_world: InWorld) -> 
         await world.hosts.stop(7)
         with pytest.raises(BootError, match="first token: none from"):
             await world.first_token(deadline=timedelta(seconds=1))
-        assert await ready.read_state(world.endpoint, CA, CONTROL, timeout=SOON) is None
+        assert await world.control.read(timeout=SOON) is None
         await world.hosts.start(world.spec)
         await world.first_token()
         assert not (await world.apply()).changed
+
+    in_world(test)
+
+
+def test_what_a_killed_supervisor_left_running_ends_before_the_next_starts(in_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        await world.apply()
+        before = await world.pids()
+        os.kill(int((world.root / "run/supervisor.pid").read_text()), signal.SIGKILL)
+        await world.first_token()  # who is served is served on
+        world.identity = replace(world.identity, tokens={"default": "another-token"})
+        assert (await world.apply()).changed
+        after = await world.pids()
+        assert after.keys() == before.keys() == {"agent", "door", "engine"}
+        assert not set(after.values()) & set(before.values())
+        alive = [pid for pid in before.values() if Path(f"/proc/{pid}/cmdline").exists()]
+        assert not [pid for pid in alive if Path(f"/proc/{pid}/cmdline").read_bytes()], "two doors at one port"
+        await world.first_token("another-token")
+        for _ in range(20):  # each connection would be taken by either door
+            assert (await world.ask("GET", "/v1/models")).status_code == 401
 
     in_world(test)
 
@@ -182,16 +206,45 @@ def test_another_release_takes_over_and_shared_blobs_are_not_fetched_again(in_se
     in_serving_world(test)
 
 
-def test_new_tokens_restart_the_door_alone(in_serving_world: InWorld) -> None:
+def test_new_clients_are_let_in_and_former_ones_kept_out_without_a_restart_or_a_cut(in_serving_world: InWorld) -> None:
     async def test(world: World) -> None:
         before = await world.pids()
-        world.identity = replace(world.identity, tokens={"default": "another-token"})
+        question = {"model": "tiny", "prompt": "Hello", "max_tokens": 300, "stream": True, "ignore_eos": True}
+        stream = asyncio.create_task(world.ask("POST", "/v1/completions", json=question))
+        while not (await in_flight(world)):
+            await asyncio.sleep(0.05)
+        world.identity = replace(world.identity, tokens={"alice": "another-token", "bob": "a-third-token"})
         assert (await world.apply()).changed
-        after = await world.pids()
-        assert after["engine"] == before["engine"]
-        assert after["door"] != before["door"]
-        await world.first_token("another-token")
+        assert await world.pids() == before
+        for token in ("another-token", "a-third-token"):
+            await world.first_token(token)
         assert (await world.ask("GET", "/v1/models")).status_code == 401
+        assert not (await world.apply()).changed
+        assert (await stream).text.endswith("data: [DONE]\n\n")
+
+    in_serving_world(test)
+
+
+async def in_flight(world: World) -> int:
+    state = await world.control.read(timeout=SOON)
+    assert state is not None
+    return int(state["in_flight"])
+
+
+def test_another_program_at_the_door_is_started_anew(in_serving_world: InWorld) -> None:
+    async def test(world: World) -> None:
+        before, former = await world.pids(), world.caddy
+        content = world.store.blobs[former.sha256] + b"\0"  # another file, and to the kernel the same program
+        digest = put(world.store, content)
+        world.caddy = Grant(digest, len(content), world.store.url(digest))
+        try:
+            assert (await world.apply()).changed
+            after = await world.pids()
+            assert after["door"] != before["door"]
+            assert after["engine"] == before["engine"]
+            await world.first_token()
+        finally:
+            world.caddy = former
 
     in_serving_world(test)
 
@@ -303,13 +356,13 @@ def test_a_missed_deadline_is_the_hosts_fault(in_serving_world: InWorld) -> None
         note = add_file(world, b"comes late")
         world.store.faults[note] = [blob_server.busy] * 100
         with pytest.raises(BootError, match=r"weights: missed its deadline: .* MB") as weights:
-            await world.apply(deadlines=replace(DEADLINES, weights=timedelta(seconds=4)))
+            await world.apply(deadlines=DEADLINES | {"weights": timedelta(seconds=4)})
         assert weights.value.phase == "weights"
         assert any("MB" in text for phase, text in world.told if phase == "weights")
         world.store.faults.clear()
         world.engine = replace(world.engine, max_model_len=1024)
         with pytest.raises(BootError, match="engine: not up after 0 s") as engine:
-            await world.apply(deadlines=replace(DEADLINES, engine=timedelta(0)))
+            await world.apply(deadlines=DEADLINES | {"engine": timedelta(0)})
         assert engine.value.phase == "engine"
 
     in_serving_world(test)
@@ -321,8 +374,8 @@ def test_a_closed_door_says_so_and_cuts_nobody(in_serving_world: InWorld) -> Non
         stream = asyncio.create_task(world.ask("POST", "/v1/completions", json=question))
         await asyncio.sleep(0.3)
         async with await connect(world.target(), deadline=SOON) as machine:
-            await run.close_door(machine)
-            await run.close_door(machine)
+            await closing.close_door(machine)
+            await closing.close_door(machine)
             assert await run.read_settings_hash(machine) is None, "who comes next must see that it does not serve"
         refused = await world.ask("GET", "/v1/models")
         assert refused.status_code == 503
@@ -340,7 +393,7 @@ def test_a_closed_door_says_so_and_cuts_nobody(in_serving_world: InWorld) -> Non
 def test_a_bare_machine_has_no_door_to_close_and_no_settings(in_world: InWorld) -> None:
     async def test(world: World) -> None:
         async with await connect(world.target(), deadline=SOON) as machine:
-            await run.close_door(machine)
+            await closing.close_door(machine)
             assert await run.read_settings_hash(machine) is None
 
     in_world(test)
@@ -424,7 +477,7 @@ def test_the_first_token_is_refused_by_wrong_names_and_from_strangers(in_serving
         stranger = make_ca("22" * 32, NOW)
         with pytest.raises(BootError, match="another machine answers"):
             await world.first_token(ca=stranger)
-        assert await ready.read_state(world.endpoint, stranger, CONTROL, timeout=SOON) is None
-        assert await ready.read_state(world.endpoint, CA, TOKEN, timeout=SOON) is None
+        assert await replace(world.control, ca_certificate=stranger).read(timeout=SOON) is None
+        assert await replace(world.control, token=TOKEN).read(timeout=SOON) is None
 
     in_serving_world(test)

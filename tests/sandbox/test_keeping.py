@@ -157,23 +157,23 @@ def test_a_market_that_does_not_answer_is_unknown_and_not_gone(stage: Stage, cal
 
 
 def reports(state: dict[str, Any] | None) -> Callable[..., Awaitable[dict[str, Any] | None]]:
-    async def read_state(*_: object, **__: object) -> dict[str, Any] | None:
+    async def ask(*_: object, **__: object) -> dict[str, Any] | None:
         return state
 
-    return read_state
+    return ask
 
 
 def test_a_machine_whose_state_cannot_be_asked_is_left_as_it_is(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = stage.create()
     before = dict(machine.outputs)
-    monkeypatch.setattr(ready, "read_state", reports(None))
+    monkeypatch.setattr(ready.Control, "_ask", reports(None))
     assert machine.read() == before
     machine.delete()
 
 
 def test_a_machine_that_reports_other_settings_is_updated(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = stage.create()
-    monkeypatch.setattr(ready, "read_state", reports({"settings": None}))
+    monkeypatch.setattr(ready.Control, "_ask", reports({"settings": None, "in_flight": 0}))
     assert machine.read()
     assert machine.verdict() == "update"
     machine.delete()
@@ -184,7 +184,7 @@ def test_a_machine_that_has_no_ports_yet_can_be_given_back(stage: Stage) -> None
     stage.clock.sleep(6.1)
     (instance,) = stage.show()
     assert (instance.status, dict(instance.ports)) == ("running", {})
-    lifecycle.delete(stage.world, rental.instance_id, stage.request(), None)
+    lifecycle.delete(stage.world, rental.instance_id, stage.request())
     assert not stage.show()
 
 

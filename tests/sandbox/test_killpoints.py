@@ -128,11 +128,11 @@ REQUESTS = {
         *("market GET instances", "market GET instances/N", "market POST instances/N/ssh", "market PUT instances/N"),
         *("ssh login", "ssh nvidia-smi", "ssh sha256sum", "ssh tar -xzf", "ssh start.py", "ssh missing"),
         *("ssh status", "ssh fetch", "ssh naming_code", "ssh link", "ssh start", "ssh touch closed", "ssh open_door"),
-        "door POST completions",
+        *("ssh lease", "door POST completions", "ssh ready", "ssh state"),
     },
     "destroy": {
         *("market GET instances", "market GET instances/N", "market DELETE instances/N", "market GET charges"),
-        *("door GET state", "ssh login", "ssh touch closed"),
+        *("door GET state", "door PUT drain"),
     },
 }
 REQUESTS["replace"] = REQUESTS["create"] | REQUESTS["destroy"]

@@ -29,14 +29,24 @@ CORE = (
         if name.rpartition(".")[2] not in {"clock", "client", "web"} and name[-11:] != "vast.market"
     ),
     "dynamic_providers.lease.certificates",
+    "dynamic_providers.lease.metrics",
+    "dynamic_providers.lease.monitoring",
+    "dynamic_providers.lease.register",
     "dynamic_providers.vast.offers",
     "dynamic_providers.vast.request",
     "dynamic_providers.store.address",
     "dynamic_providers.store.manifest",
     "dynamic_providers.store.policy",
+    "bootstrap.arguments",
     "bootstrap.steps",
     "bootstrap.render",
     "bootstrap.door",
+    "bootstrap.push",
+    "bootstrap.refusals",
+    *(
+        f"bootstrap.host.watching.{name}"
+        for name in ("door", "drain", "engine", "lease", "memory", "mind", "moments", "reasons", "switch")
+    ),
 )
 WORLD = {"httpx", "pulumi", "boto3", "botocore", "asyncssh", "asyncio", "socket", "subprocess", "os", "time", "ssl"}
 

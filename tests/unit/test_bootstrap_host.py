@@ -1,12 +1,17 @@
 """What runs on the machine: room on the disk, links, and the environment that programs see."""
 
+import ast
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bootstrap import bundle
 from bootstrap.host import machine, start
+
+HOST = Path(machine.__file__).parent
 
 
 @pytest.fixture
@@ -107,3 +112,16 @@ def test_an_environment_file_may_hold_line_breaks_or_be_missing(tmp_path: Path) 
     assert start.read_environment(path) == {}
     path.write_bytes(b"A=1\nstill=A\0B=\xff\0")
     assert start.read_environment(path) == {"A": "1\nstill=A", "B": "\udcff"}
+
+
+@pytest.mark.parametrize("path", sorted(HOST.rglob("*.py")), ids=lambda path: str(path.relative_to(HOST)))
+def test_what_runs_on_the_machine_needs_what_lies_there_alone(path: Path) -> None:
+    tree = ast.parse(path.read_text(), feature_version=(3, 10))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    others = {name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names}
+    carried = {name for name in others if name.startswith(("bootstrap.host.", "dynamic_providers.lease."))}
+    rules = {f"dynamic_providers.lease.{name.removesuffix('.py')}" for name in bundle.RULES}
+    assert {name for name in carried if name.startswith("dynamic_providers.")} <= rules
+    packages = {name.partition(".")[0] for name in others - carried}
+    assert packages <= {"certifi", "pynvml", *bundle.PACKAGES}  # certifi comes with the image

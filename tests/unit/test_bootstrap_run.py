@@ -10,10 +10,10 @@ import pytest
 
 from bootstrap import weights
 from bootstrap.ssh import Completed, Machine
-from bootstrap.steps import Engine, Grant
+from bootstrap.steps import Engine, Grant, Supplies
 from dynamic_providers.errors import BootError
 
-FILES = weights._files(Grant("aa", 5, "https://store/caddy?secret"), {}, Engine("m@sha256:00", "m", ()))
+FILES = weights._files(Supplies(Grant("aa", 5, "https://store/caddy?secret"), {}), Engine("m@sha256:00", "m", ()))
 
 
 class PlayedMachine:
@@ -31,6 +31,11 @@ class PlayedMachine:
         self.commands += program
         answers = self.answers.get(name, [{}])
         return Completed(0, json.dumps(answers.pop(0) if len(answers) > 1 else answers[0]), "")
+
+    async def run(self, command: str, *, stdin: bytes | None, timeout: timedelta) -> Completed:
+        """Write down that the door is shut."""
+        self.asked.append("shut door" if "touch closed" in command else command)
+        return Completed(0, "", "")
 
 
 def fetch(machine: PlayedMachine) -> bool:
@@ -51,14 +56,15 @@ def test_where_there_is_room_the_engine_serves_on() -> None:
 
 
 def test_where_there_is_none_the_engine_ends_before_its_files_go() -> None:
-    machine = PlayedMachine(missing=[SHORT, ENOUGH], status=[DONE])
+    machine = PlayedMachine(missing=[SHORT, ENOUGH], status=[DONE], state=[{"in_flight": 1}, {"in_flight": 0}])
     assert fetch(machine)
-    assert machine.asked == ["missing", "stop engine", "prune", "missing", "status", "fetch", "status"]
+    assert machine.asked[:4] == ["missing", "shut door", "state", "state"], "nobody is cut off"
+    assert machine.asked[4:] == ["stop engine", "prune", "missing", "status", "fetch", "status"]
 
 
 def test_a_disk_that_is_too_small_for_the_model_alone_is_the_hosts_fault() -> None:
     with pytest.raises(BootError, match=r"weights: the disk has 2.0 GB free, 16.1 GB and a reserve are to go there"):
-        fetch(PlayedMachine(missing=[SHORT]))
+        fetch(PlayedMachine(missing=[SHORT], state=[{"in_flight": 0}]))
 
 
 def test_nothing_is_asked_where_nothing_is_missing() -> None:

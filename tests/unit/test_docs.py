@@ -10,6 +10,7 @@ from dynamic_providers.store.address import StoreAddress
 from dynamic_providers.vast.models import GpuNeed
 from dynamic_providers.vast.request import LeaseTerms
 from infra import settings
+from infra.monitoring_settings import MONITORING_KEYS
 from infra.shared_settings import BUCKET_KEYS, SECRETS
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,7 @@ def documented_keys() -> set[str]:
         *(f"need.{key}" for key in settings.NEED_KEYS),
         *(f"lease.{key}" for key in settings.LEASE_KEYS),
         *(f"store.{key}" for key in BUCKET_KEYS),
+        *(f"monitoring.{key}" for key in MONITORING_KEYS),
     ],
 )
 def test_every_setting_stands_in_the_readme(key: str) -> None:

@@ -1,16 +1,12 @@
 """What a download decides: what an answer means, how many requests run, which of them are too slow."""
 
-import ast
-import sys
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import count
 from multiprocessing.connection import Pipe
-from pathlib import Path
 
 import pytest
 
-import bootstrap.host
 from bootstrap import contents
 from bootstrap.host.fetching.answers import Answer, Fault, Range, find_fault, lifetime
 from bootstrap.host.fetching.line import Line, read_head
@@ -27,7 +23,6 @@ from bootstrap.host.fetching.worker import Worker
 from dynamic_providers.store import folder
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
-HOST = Path(bootstrap.host.__file__).parent
 
 
 def a_range(signed: timedelta = timedelta(0), url: str = "") -> Range:
@@ -235,15 +230,3 @@ def test_what_is_not_served(paths: list[str], allow: tuple[str, ...], said: list
 @pytest.mark.parametrize("name", ["PICKLED", "CODE", "TOKENIZERS", "TOKENIZER_ENDINGS"])
 def test_a_machine_refuses_what_a_push_refuses(name: str) -> None:
     assert getattr(contents, name) == getattr(folder, name)
-
-
-# --- what runs there
-
-
-@pytest.mark.parametrize("path", sorted(HOST.rglob("*.py")), ids=lambda path: str(path.relative_to(HOST)))
-def test_what_runs_on_the_machine_needs_python_3_10_alone(path: Path) -> None:
-    tree = ast.parse(path.read_text(), feature_version=(3, 10))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    others = {name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names}
-    assert {name for name in others if not name.startswith("bootstrap.host.")} <= {"certifi", "supervisor.supervisord"}
