@@ -101,8 +101,9 @@ async def apply(
     cache_refused = await _restore_cache(machine, engine, supplies.cache) if supplies.cache else ""
     fetched = time.monotonic()
     starter.look((await ask(machine, "status"))["programs"])  # weights take long enough for much to happen
+    is_sick = ((await ask(machine, "state")).get("engine") or {}).get("state") == "unhealthy"
     for name in ("door", "engine", "push"):
-        changed |= await starter.ensure(name)
+        changed |= await starter.ensure(name, anew=is_sick and name == "engine")
     pids = {name: starter.pids[name] for name in ("door", "engine")}  # the others come back by themselves
     await _wait_until_healthy(machine, pids, identity, left("engine"), report)
     await ask(machine, "open_door", {"settings": engine.settings_hash(), "instance": identity.instance_id})
@@ -200,8 +201,13 @@ class Starter:
         """Take what the supervisor says that runs."""
         self._status = status
 
-    async def ensure(self, name: str) -> bool:
-        """Start, reload or stop a program; say whether that had to be. Before the engine goes, the door is shut."""
+    async def ensure(self, name: str, *, anew: bool = False) -> bool:
+        """Start, reload or stop a program; say whether that had to be. Before the engine goes, the door is shut.
+
+        Args:
+            name: Of the program.
+            anew: Whether it is of no use as it runs, though it runs from what is wanted.
+        """
         program, files = self._status[name], self._programs.get(name)
         runs = program["state"] in RUNNING
         if files is None:
@@ -209,7 +215,7 @@ class Starter:
                 await ask(self._machine, "stop", name)
             return runs
         self.pids[name] = program["pid"]
-        if runs and program["started"] == fingerprint(files):
+        if runs and program["started"] == fingerprint(files) and not anew:
             return False
         if name == "door" and runs and (await ask(self._machine, "reload_door"))["reloaded"]:
             return True

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from bootstrap import weights
+from bootstrap import run, weights
+from bootstrap.render import fingerprint
 from bootstrap.ssh import Completed, Machine
 from bootstrap.steps import Engine, Grant, Supplies
 from dynamic_providers.errors import BootError
@@ -77,3 +78,15 @@ def test_a_download_that_died_without_a_word_is_the_hosts_fault() -> None:
     dead = {"programs": {"fetch": {"state": "EXITED"}}, "fetch": None}
     with pytest.raises(BootError, match="weights: the download ended half-way"):
         fetch(PlayedMachine(missing=[ENOUGH], status=[dead]))
+
+
+def test_an_engine_that_runs_and_is_of_no_use_is_started_anew() -> None:
+    files = {"run": b"exec vllm"}
+    runs = {"state": "RUNNING", "pid": 7, "started": fingerprint(files)}
+    machine = PlayedMachine(start=[{"pid": 8}], state=[{"in_flight": 0}])
+    starter = run.Starter(cast(Machine, machine), {"engine": files})
+    starter.look({"engine": runs})
+    assert not asyncio.run(starter.ensure("engine"))
+    assert (machine.asked, starter.pids) == ([], {"engine": 7})
+    assert asyncio.run(starter.ensure("engine", anew=True))
+    assert (machine.asked, starter.pids) == (["shut door", "state", "start engine"], {"engine": 8})
