@@ -4,7 +4,7 @@ STREAMS (64) clients, each on its own warm connection, stream one answer after t
 40 tokens a second for each; through the front door over TLS, through a Caddy that does nothing but TLS, and straight
 from the stub's unix socket, in turn, ROUNDS (5) times. What counts is the difference in the time to the first byte and
 the ratio of all the tokens made.
-Then the door is left alone for REST_SECONDS (20).
+Then a whole machine, agent, door and vmagent of it watched, is left alone for REST_SECONDS (20).
 """
 
 import asyncio
@@ -15,10 +15,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bootstrap.remote import ask
+from bootstrap.ssh import connect
 from bootstrap.steps import DOOR_PORT
+from dynamic_providers.lease.monitoring import WriteTarget
+from dynamic_providers.store.binaries import VMAGENT
+from tests.sandbox.blob_server import BlobServer
+from tests.sandbox.bootstrap_world import REMAINING, SOON, a_world, put_program
 from tests.sandbox.door_engines import stub_engine
 from tests.sandbox.door_world import CA, TOKENS, open_door
 from tests.sandbox.models import write_tiny_llama
@@ -67,8 +73,22 @@ def measure_door() -> int:
                     print(_told(number, seen), flush=True)
             print("\n".join(render_ways(seen)))
             print(f"{os.cpu_count()} processors, load average {load:.1f} before and {os.getloadavg()[0]:.1f} after")
-            print("\n".join(render_rest(watch_rest({"door": door.process.pid}))))
+        print("\n".join(render_rest(asyncio.run(measure_rest(Path(name) / "rest", model)))))
     return 0
+
+
+async def measure_rest(folder: Path, model: Path) -> dict[str, tuple[float, float]]:
+    """Bring a machine up whose metrics nobody takes, and watch what it does for nothing; see `watch_rest`."""
+    folder.mkdir()
+    with BlobServer() as store:
+        async with a_world(folder, store, model) as world:
+            world.vmagent = put_program(store, VMAGENT)
+            world.engine = replace(world.engine, monitoring=WriteTarget("https://127.0.0.1:9/api/v1/write"))
+            await world.apply()
+            async with await connect(world.target(), deadline=SOON) as machine:
+                await ask(machine, "lease", REMAINING.to_json(is_ready=True))
+            pids = await world.pids()
+            return await asyncio.to_thread(watch_rest, {name: pids[name] for name in ("agent", "door", "push")})
 
 
 def _bare(config: str, engine: Path) -> str:

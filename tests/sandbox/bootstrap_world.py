@@ -26,7 +26,7 @@ from bootstrap.steps import (
     Supplies,
 )
 from dynamic_providers.lease.certificates import make_ca, sign_leaf, ssh_keypair
-from dynamic_providers.store.binaries import CADDY, find_binary
+from dynamic_providers.store.binaries import CADDY, Binary, find_binary
 from tests.sandbox.blob_server import BlobServer
 from tests.sandbox.hosts.backend import SshHosts
 from tests.sandbox.vast.hosts import Gpu, HostSpec
@@ -57,6 +57,7 @@ class World:
     identity: Identity
     caddy: Grant
     told: list[tuple[str, str]]
+    vmagent: Grant | None = None
 
     def target(self, host_key: str | None = None) -> Target:
         return Target(self.address, self.ssh_port, PRIVATE, host_key)
@@ -76,7 +77,7 @@ class World:
         fresh_urls: FreshUrls | None = None,
     ) -> Applied:
         engine = engine or self.engine
-        supplies = Supplies(self.caddy, self.grants(engine), fresh_urls=fresh_urls)
+        supplies = Supplies(self.caddy, self.grants(engine), self.vmagent, fresh_urls)
         async with await connect(self.target(), deadline=SOON) as machine:
             return await run.apply(
                 machine,
@@ -158,7 +159,7 @@ async def a_world(tmp_path: Path, store: BlobServer, model: Path) -> AsyncIterat
                 usd_per_hour=0.41,
                 ca_certificate=CA,
             ),
-            put_caddy(store),
+            put_program(store, CADDY),
             [],
         )
     finally:
@@ -178,7 +179,7 @@ def put_model(store: BlobServer, folder: Path) -> tuple[ModelFile, ...]:
     )
 
 
-def put_caddy(store: BlobServer) -> Grant:
-    content = find_binary(CADDY).read_bytes()
+def put_program(store: BlobServer, pin: Binary) -> Grant:
+    content = find_binary(pin).read_bytes()
     digest = put(store, content)
     return Grant(digest, len(content), store.url(digest))
