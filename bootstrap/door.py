@@ -250,5 +250,6 @@ def _encoder() -> Mapping[str, Any]:
     told = ("request>headers", "resp_headers", "request>tls", "user_id")
     addresses = ("request>remote_ip", "request>remote_port", "request>client_ip", "request>host")
     fields: dict[str, Json] = {name: {"filter": "delete"} for name in (*told, *addresses)}
+    fields["error"] = {"filter": "regexp", "regexp": r"(\d+\.){3}\d+:\d+|\[[0-9a-f:]+\]:\d+", "value": "***"}
     fields["request>uri"] = {"filter": "regexp", "regexp": r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?]*|\?.*", "value": ""}
     return {"format": "filter", "wrap": {"format": "json"}, "fields": fields}

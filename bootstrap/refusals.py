@@ -6,6 +6,8 @@ from typing import Any
 
 CLOSED_SECONDS = 30
 STARTING_SECONDS = 5
+UNREACHABLE = r"^(dial|read|write) unix |^EOF$|server closed"
+"""How Caddy tells what went wrong between it and the engine; all else went wrong between it and the client."""
 
 Json = dict[str, Any]
 
@@ -44,7 +46,8 @@ def error(status: int | str, message: str, *, code: str, retry_after: int | None
 
 def error_routes() -> list[Json]:
     """Return what is said when engine or agent cannot be reached, and when Caddy itself fails or turns down."""
-    unreachable = {"vars": {"{http.error.status_code}": ["502", "503", "504"]}}
+    unreachable = {"vars_regexp": {"{http.error.message}": {"pattern": UNREACHABLE}}}
+    unreadable = {"vars": {"{http.error.status_code}": ["502", "503", "504"]}}
     ours = {"vars_regexp": {"{http.request.orig_uri}": {"pattern": "^/(control/|metrics/host)"}}}
     failed = {"vars_regexp": {"{http.error.status_code}": {"pattern": "^5"}}}
     return [
@@ -56,6 +59,7 @@ def error_routes() -> list[Json]:
             [unreachable],
             error(503, "The engine is not up yet.", code="engine_unavailable", retry_after=STARTING_SECONDS),
         ),
+        route([unreadable], error(400, "The request could not be read to its end.", code="bad_request")),
         route([failed], error(500, "The front door failed.", code="internal_error")),
         route([], error("{http.error.status_code}", "{http.error.status_text}", code="bad_request")),
     ]

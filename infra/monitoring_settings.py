@@ -6,6 +6,7 @@ from dynamic_providers.lease.monitoring import WriteTarget
 from infra.fields import Section
 
 MONITORING_KEYS = ("write_url", "ca_certificate")
+_CERTIFICATE = r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----"
 MONITORING_EXAMPLE = "{write_url: https://<host>/api/v1/write}"
 
 
@@ -31,7 +32,12 @@ def write_url_problem(text: str) -> str:
 
 
 def certificate_problem(text: str) -> str:
-    """Check one certificate or several, PEM: who cannot read them on the machine would write nothing."""
+    """Check one certificate or several, PEM: who cannot read them on the machine would write nothing.
+
+    And nothing else beside them: it goes to every machine, and a file of certificates may hold their key.
+    """
+    if not re.fullmatch(rf"(?:\s*{_CERTIFICATE})+\s*", text):
+        return "is no certificate, or not that alone; write it as PEM, from -----BEGIN CERTIFICATE----- on, and no key"
     from cryptography import x509  # slow to import, and few write one
 
     try:

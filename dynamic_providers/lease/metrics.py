@@ -105,9 +105,13 @@ _INSTANCE = (
         "What each phase took until it served",
         "phase",
     ),
-    _gauge("cold_start_latency_seconds", "seconds", "From the start of the run until the first token"),
+    _gauge(
+        "cold_start_latency_seconds",
+        "seconds",
+        "From the start of the run until the first token, failed hosts included",
+    ),
     _counter(
-        "vast_instance_provision_failures", "", "Hosts that this stack gave back before one was ready, by why", "reason"
+        "vast_instance_provision_failures", "", "Hosts that this run gave back before one was ready, by why", "reason"
     ),
     _gauge("vast_instance_bootstrap_failure_reason", "", "1 for why the last of those hosts was given back", "reason"),
     _gauge("vast_instance_ssh_timeout_seconds", "seconds", "Time lost on hosts whose SSH never answered"),
@@ -131,7 +135,7 @@ _DOOR = (
 )
 _SWITCH = (
     _gauge("gpu_agent_armed", "", "1 if the machine can end its own rental: it has read its instance with its own key"),
-    _gauge("gpu_agent_drained", "", "1 while the front door refuses new requests on somebody's word"),
+    _gauge("gpu_agent_drained", "", "1 while the front door refuses new requests: a drain, or the end of the rental"),
     _gauge("gpu_agent_ending", "", "1 for the rule by which the machine is ending its own rental", "reason"),
 )
 _HOST = (

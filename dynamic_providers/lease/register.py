@@ -1,6 +1,7 @@
-"""The register of every metric that leaves a machine: name, type, unit, labels, and who emits it.
+"""The register of metrics that leave a machine: name, type, unit, labels, and who emits it.
 
-Dashboards, alerts and tests are held to it; `docs/metrics.md` is it, rendered.
+Dashboards, alerts and tests are held to it; `docs/metrics.md` is it, rendered. Of vLLM it holds what a model of text
+without further arguments shows; what others add is pushed as it is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -167,10 +168,10 @@ def render_register() -> str:
         [
             "# Metrics",
             "",
-            "Every metric that leaves a machine. This page is rendered from `dynamic_providers/lease/register.py`;",
-            "a test compares the two.",
+            "What leaves a machine; vLLM adds to it under other models and arguments. This page is rendered from",
+            "`dynamic_providers/lease/register.py`; a test compares the two.",
             "",
-            f"What is pushed carries {added} beside the labels below.",
+            f"What is pushed carries {added}, `job` and `instance` beside the labels below.",
             "A histogram has series that end in `_bucket`, `_sum` and `_count`. What is unknown is absent, never zero.",
             *(line for emitter, title in _SECTIONS.items() for line in _render_section(emitter, title)),
             "",

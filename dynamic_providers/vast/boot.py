@@ -23,10 +23,12 @@ class Lost:
     """What was lost on hosts that were given back before this one; it travels with the machine that gets ready.
 
     Attributes:
+        began: When the run began, by its clock.
         failures: Reason → how many, the latest reason last.
         ssh_seconds: Waited for logins that never came.
     """
 
+    began: float
     failures: dict[str, int] = field(default_factory=dict)
     ssh_seconds: float = 0.0
 
@@ -78,7 +80,7 @@ class Boot:
             return None
         return {
             "phases": dict(self.phases),
-            "cold_start_seconds": round(self.world.clock.monotonic() - self._began, 1),
+            "cold_start_seconds": round(self.world.clock.monotonic() - self.lost.began, 1),
             "failures": dict(self.lost.failures),
             "ssh_lost_seconds": self.lost.ssh_seconds,
         }

@@ -90,7 +90,7 @@ def create(world: World, store: Store, request: MachineRequest) -> tuple[str, di
     supply = open_supply(world, store, request)  # before any money
     avoid: set[int] = set()
     failure: HostError | None = None
-    lost = Lost()
+    lost = Lost(world.clock.monotonic())
     for attempt in range(1, request.terms.attempts + 1):
         boot = Boot(world, request.terms.boot_minutes, lost)
         try:
@@ -98,6 +98,8 @@ def create(world: World, store: Store, request: MachineRequest) -> tuple[str, di
         except NoOfferError as error:
             text = f"{error}\n  before that: {failure}" if failure else str(error)
             raise NoOfferError(text, error.turned_away) from error
+        if rental.has_served:
+            boot.lost = None  # it was told how it came up when it did
         try:
             with given_back_on_error(world, rental):
                 instance = read_back(world, request, rental)

@@ -47,11 +47,13 @@ class Rental:
     Attributes:
         machine_id: The physical host, to avoid should it let us down.
         label: What stands, or is to stand, on the instance.
+        has_served: It was ready once, for an earlier run.
     """
 
     instance_id: int
     machine_id: int
     label: Label
+    has_served: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def adopt(world: World, request: MachineRequest) -> Rental | None:
         return None
     world.say(f"adopting instance {keeper.id}, which an earlier run rented at {keeper.started_at:%F %T} UTC")
     label = replace(new_label(world, request), expires_at=expires_at)
-    rental = Rental(keeper.id, keeper.machine_id, label)
+    rental = Rental(keeper.id, keeper.machine_id, label, has_served=keeper.parsed.phase is Phase.READY)
     with given_back_on_error(world, rental):
         world.market.relabel(keeper.id, label.render())
     return rental

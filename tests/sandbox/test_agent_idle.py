@@ -1,6 +1,7 @@
 """Agent, real front door and vLLM's stub together: who keeps a machine awake, and who does not."""
 
 import contextlib
+import resource
 import socket
 import threading
 import time
@@ -18,8 +19,7 @@ from tests.sandbox.door_engines import stub_engine
 from tests.sandbox.door_world import BEARER, CONTROL, SCRAPE, Door, bearer, open_door
 from tests.sandbox.models import write_tiny_llama
 
-CROWD = 400
-"""As many as a test process may hold open without leave to open more."""
+CROWD = 1000
 SHORT: dict[str, Any] = {"phase": "r", "idle_seconds": 4, "grace_seconds": 1}
 
 
@@ -63,6 +63,9 @@ def test_a_crowd_of_strangers_scrapes_and_health_checks_keeps_no_machine_awake(m
                 asked["state"] += door.ask("GET /control/state", bearer(CONTROL)).status == 200
 
     with ExitStack() as crowd:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * CROWD)), hard))
+        crowd.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         for _ in range(CROWD):  # silent: in the middle of a handshake
             crowd.enter_context(socket.create_connection((door.address, DOOR_PORT)))
         for _ in range(10):  # behind it: in the middle of a request that has the right token

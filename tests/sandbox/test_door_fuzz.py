@@ -126,6 +126,7 @@ def assert_refused(told: list[tuple[bytes, list[int]]]) -> None:
     wrong = [(request[:200], said) for request, said in told if not said or not set(said) <= REFUSALS]
     # What is no HTTP at all may be let go without a word.
     assert not [case for case in wrong if case[1]], f"{len(wrong)} of {len(told)}, seed {SEED}"
+    assert len(wrong) < len(told) / 2, "a door that says nothing at all is no door"
 
 
 @SHARES

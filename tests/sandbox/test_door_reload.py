@@ -22,7 +22,7 @@ from tests.sandbox.door_world import PATIENCE_SECONDS, Door, an_identity, bearer
 from tests.sandbox.http2 import Http2
 from tests.sandbox.models import write_tiny_llama
 
-ASK: dict[str, Any] = {"prompt": "go on", "max_tokens": 200, "ignore_eos": True}
+ASK: dict[str, Any] = {"prompt": "go on", "max_tokens": 400, "ignore_eos": True}
 KINDS = [(http2, stream) for http2 in (False, True) for stream in (False, True)]
 
 

@@ -85,16 +85,16 @@ def test_the_deadline_by_the_wall_clock_counts_where_it_is_earlier(stage: Stage)
 
 
 def test_a_deadline_that_a_wrong_clock_puts_into_the_past_ends_nothing_at_once(stage: Stage) -> None:
-    a_host(stage, boot=10 * SHORT, deadline=datetime.now().astimezone() - LONG)
+    a_host(stage, boot=20 * SHORT, deadline=datetime.now().astimezone() - LONG)
     time.sleep(SHORT.total_seconds())
     assert stage.show()
     wait_until_gone(stage)
 
 
 def test_an_agent_that_falls_silent_is_followed_by_the_end_and_not_before(stage: Stage) -> None:
-    workspace = a_host(stage, boot=SHORT, stale=3 * SHORT)  # long enough for a machine that is busy
+    workspace = a_host(stage, boot=2 * SHORT, stale=3 * SHORT)  # long enough for a machine that is busy
     with beating(workspace) as over:
-        time.sleep(2 * SHORT.total_seconds())
+        time.sleep(3 * SHORT.total_seconds())
         assert stage.show(), "as long as it looks, it is up to the agent"
         over.set()
         wait_until_gone(stage)

@@ -137,7 +137,7 @@ def test_without_a_quota_all_cores_are_the_limit(tmp_path: Path, files: dict[str
 
 
 def test_a_container_without_a_namespace_is_found_in_the_hosts_tree(tmp_path: Path) -> None:
-    # Version 2, the host's own tree: its root has no memory.current.
+    # Version 2, the host's own tree: its root has figures of the host, but no memory.current.
     inside = {
         name.replace("cgroup/", "cgroup/system.slice/docker-abc.scope/", 1): content
         for name, content in V2.items()
@@ -148,6 +148,8 @@ def test_a_container_without_a_namespace_is_found_in_the_hosts_tree(tmp_path: Pa
         {
             **inside,
             "sys/fs/cgroup/cgroup.controllers": "cpu\n",
+            "sys/fs/cgroup/cpu.stat": "usage_usec 999999999999\n",
+            "sys/fs/cgroup/io.stat": "8:0 rbytes=999999999999 wbytes=999999999999\n",
             "proc/self/cgroup": "0::/system.slice/docker-abc.scope\n",
         },
     )

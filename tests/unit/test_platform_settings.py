@@ -28,6 +28,7 @@ FULL = {
 
 
 BROKEN = a_fleet().ca_certificate[:400] + "\n-----END CERTIFICATE-----\n"
+WITH_KEY = f"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n{a_fleet().ca_certificate}"
 
 
 def watched(**change: Any) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def test_the_address_alone_can_be_read_from_a_platform_too() -> None:
         pytest.param(watched(write_url="https://m.example/a,b"), "is no address to write to", id="two-addresses"),
         pytest.param(watched(ca_certificate="PEM"), "is no certificate", id="no-certificate"),
         pytest.param(watched(ca_certificate=BROKEN), "is no certificate", id="certificate-cut-short"),
+        pytest.param(watched(ca_certificate=WITH_KEY), "is no certificate, or not that alone", id="key-beside-it"),
         pytest.param(watched(password="x"), "monitoring.password: ", id="what-there-is-not"),
         pytest.param({"store": STORE, "monitoring": "https://m.example/w"}, "is no object", id="monitoring-is-text"),
         pytest.param({"store": STORE, "model": {"name": "x"}}, "model: ", id="key-of-another-kind"),

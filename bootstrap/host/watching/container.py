@@ -42,11 +42,11 @@ class Group:
         """Return one of its files.
 
         In a namespace of its own a container sees its group as the root. Where it has none, what the root says is
-        the host's, or not there at all, and the process's own group is the container's.
+        the host's, which has no `memory.current`, and the process's own group is the container's.
         """
         if self.is_v2:
-            own = self._base / self._own.get("", "")
-            return self._base / name if (self._base / name).exists() else own / name
+            is_containers = (self._base / "memory.current").exists()
+            return (self._base if is_containers else self._base / self._own.get("", "")) / name
         own = self._base / controller / self._own.get(controller, "")
         return (own if own.exists() else self._base / controller) / name
 

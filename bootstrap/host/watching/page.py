@@ -14,7 +14,6 @@ from prometheus_client.registry import Collector
 
 from dynamic_providers.lease.metrics import Figure, Kind, checked
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ENGINE_STATES = ("running", "starting", "stopped", "unhealthy")
 
 
@@ -69,7 +68,7 @@ class View:
 
 
 def render_page(view: View) -> bytes:
-    """Return the page as Prometheus scrapes it; CONTENT_TYPE says what it is."""
+    """Return the page as Prometheus scrapes it: text format 0.0.4."""
     registry = CollectorRegistry()
     registry.register(_Page(list_figures(view)))
     return generate_latest(registry)

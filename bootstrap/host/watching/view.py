@@ -49,7 +49,9 @@ class Page:
                 is_drained=drain_seconds(memory, now) > 0,
                 is_armed=self._market.is_armed,
                 ending=memory.ending.end.value if memory.ending else None,
-                engine=EngineView(state, engine.restarts, engine.exits, engine.reason),
+                engine=EngineView(
+                    state, engine.restarts, engine.exits, engine.reason if state == "unhealthy" else None
+                ),
                 clients=self._clients.read(),
                 gpus=self._gpus.latest(),
                 container=read_container(),
