@@ -1,7 +1,8 @@
 """Kill points with real processes: the engine, the provider or both die by SIGKILL at a moment of a command.
 
 The moments are before and after requests to the market, and lines of the boot; `tests/sandbox/test_killpoints.py` has
-every single one, in one process. KILL_POINTS=all tries here as well each moment × kill × what is typed next.
+every single one, in one process. Provider and both take turns, for after either nobody of ours is left; KILL_POINTS=all
+tries here as well each moment × kill × what is typed next.
 """
 
 import itertools
@@ -94,13 +95,12 @@ def prepare(killing: Killing, operation: str) -> None:
 
 def trials(moments: dict[str, Sequence[str]]) -> Iterator[Trial]:
     """Give every trial; the recoveries in rotation, unless all are wanted."""
-    turn = itertools.count()
+    place, turn = itertools.count(), itertools.count()
     for operation, names in moments.items():
         chosen = [(name, names[: n + 1].count(name)) for n, name in enumerate(names) if is_chosen(operation, names, n)]
         chosen += [(line, 0) for line in LINES if operation == "create"]
         for moment, nth in chosen:
-            next(turn)  # so that one kill does not always meet the same recovery
-            for whom in KILLS:
+            for whom in KILLS if IS_WHOLE_PRODUCT else (KILLS[0], KILLS[1 + next(place) % 2]):
                 typed = RECOVERIES if IS_WHOLE_PRODUCT else [RECOVERIES[next(turn) % len(RECOVERIES)]]
                 for recovery in typed:
                     yield Trial(operation, moment, nth, whom, recovery)
