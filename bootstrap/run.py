@@ -128,7 +128,7 @@ async def hand_over(
     await ask(machine, "ready", remaining.to_json(is_ready=True), provisioning)
     while True:
         state: Mapping[str, Any] = await ask(machine, "state")
-        if state.get("armed"):
+        if state.get("armed") and state.get("phase") == "r":  # from here on it counts who uses it
             return state
         if time.monotonic() > until:
             break

@@ -41,6 +41,7 @@ STATE = Path("control/state.json")
 DRAIN = Path("drain")
 HEARTBEAT = Path("heartbeat")
 ENGINE = "engine"
+SLICE_SECONDS = 0.2
 
 
 class Watch:
@@ -67,9 +68,14 @@ class Watch:
             also: Done after each look; must not take long.
         """
         while True:
+            told = _told_at()
             self.look_once()
             also()
-            time.sleep(pause_seconds(self.memory))
+            until = time.monotonic() + pause_seconds(self.memory)
+            # A lease that is told meanwhile is taken at once: whoever says that the machine is ready waits for that,
+            # and what is asked of it from then on is activity.
+            while (left := until - time.monotonic()) > 0 and _told_at() == told:
+                time.sleep(min(left, SLICE_SECONDS))
 
     def look_once(self) -> None:
         """Look, think and act."""
@@ -149,6 +155,14 @@ class Watch:
             "idle_seconds": memory.activity.idle_for.total_seconds() if is_idle_known(memory) else None,
             "ending": memory.ending.end.value if memory.ending else None,
         }
+
+
+def _told_at() -> int:
+    """Return when the lease was told last, as its file has it."""
+    try:
+        return LEASE.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _remember() -> Memory:
