@@ -103,6 +103,8 @@ def names(series: set[Series]) -> set[str]:
 def test_every_series_of_the_machine_reaches_the_receiver(team: Team, capsys: pytest.CaptureFixture[str]) -> None:
     with client_of(team.outputs) as client:
         client.completions.create(model=team.outputs["model"], prompt="hello world", max_tokens=8)
+    # At the agent's next look; then all that the machine will ever tell is on its pages.
+    wait_for(lambda: "vast_instance_last_request_timestamp_seconds" in names(team.page("host")), "the request is seen")
     asked = time.monotonic()
     wanted = {job: team.page(job) for job in ("vllm", "host")}
     wait_for(lambda: set[Series]().union(*wanted.values()) <= team.receiver.series(), "every series")
