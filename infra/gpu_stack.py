@@ -6,6 +6,7 @@ import pulumi
 
 from dynamic_providers.credentials import ReadConfig, open_store, vast_client
 from dynamic_providers.errors import ConfigError, StackError
+from dynamic_providers.lease.monitoring import WriteTarget
 from dynamic_providers.store.address import StoreAddress
 from dynamic_providers.store.manifest import Manifest, ModelRef
 from dynamic_providers.vast.offers import render_survey, require_offer
@@ -31,8 +32,9 @@ def gpu_stack(settings: GpuSettings, read_config: ReadConfig) -> None:
     """
     market = vast_client(read_config)
     member = read_platform(settings.platform) if settings.platform else None
-    manifest = open_store(_store(settings, member), read_config).resolve(ModelRef.parse(settings.model.ref))
-    request = _request(settings, member, manifest)
+    store = _store(settings, member)
+    manifest = open_store(store, read_config).resolve(ModelRef.parse(settings.model.ref))
+    request = _request(settings, store, member.monitoring if member else None, manifest)
     if problems := misfits(request, manifest.facts):
         raise ConfigError(problems)
     fleet = _fleet(member)
@@ -56,13 +58,7 @@ def _store(settings: GpuSettings, member: Membership | None) -> StoreAddress:
 def _fleet(member: Membership | None) -> dict[str, pulumi.Input[str]]:
     """Return the platform's fleet, or declare the stack's own."""
     if member is None:
-        fleet = Fleet("fleet")
-        return {
-            "fleet_id": fleet.fleet_id,
-            "ca_certificate": fleet.ca_certificate,
-            "sign": fleet.sign,
-            "observe": fleet.observe,
-        }
+        return {**Fleet("fleet").to_props()}
     return {
         "fleet_id": member.fleet.id,
         "ca_certificate": member.fleet.ca_certificate,
@@ -71,7 +67,9 @@ def _fleet(member: Membership | None) -> dict[str, pulumi.Input[str]]:
     }
 
 
-def _request(settings: GpuSettings, member: Membership | None, manifest: Manifest) -> MachineRequest:
+def _request(
+    settings: GpuSettings, store: StoreAddress, monitoring: WriteTarget | None, manifest: Manifest
+) -> MachineRequest:
     """Return what is asked of the machine, with the release that the model's name stands for right now."""
     model = ModelRequest(
         release=str(manifest.ref),
@@ -90,8 +88,8 @@ def _request(settings: GpuSettings, member: Membership | None, manifest: Manifes
         image=settings.image,
         model=model,
         terms=settings.lease,
-        store=_store(settings, member),
-        monitoring=member.monitoring if member else None,
+        store=store,
+        monitoring=monitoring,
     )
 
 

@@ -18,13 +18,7 @@ def platform_stack(settings: PlatformSettings) -> None:
     fleet = Fleet("fleet")
     bucket = _bucket(settings.bucket, fleet)
     address = settings.bucket.address
-    keys = {
-        "fleet_id": fleet.fleet_id,
-        "ca_certificate": fleet.ca_certificate,
-        "sign": fleet.sign,
-        "observe": fleet.observe,
-    }
-    pulumi.export(OUTPUT, render_fleet(keys, address, settings.monitoring))
+    pulumi.export(OUTPUT, render_fleet(fleet.to_props(), address, settings.monitoring))
     pulumi.export("bucket", address.bucket)
     pulumi.export("unsupported", bucket.unsupported)
     pulumi.export("models", {model.name: _model(model, address, bucket).release for model in settings.models})

@@ -1,7 +1,7 @@
 """What the other end of the SSH connection asks of this machine: look, make room, link, start, stop.
 
-Runs on the machine: standard library and the supervisor beside it, Python 3.10. Started once for a connection, it
-answers each command, a line of JSON, with a line of JSON.
+Runs on the machine: standard library, and what lies beside it. Started once for a connection, it answers each command,
+a line of JSON, with a line of JSON.
 """
 
 import contextlib
@@ -16,12 +16,21 @@ import sys
 import time
 import xmlrpc.client
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    os.umask(0o077)  # before an import is compiled beside its source
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # was host/, whose modules have common names
+
+from bootstrap.host.watching.clock import read_moment
+from bootstrap.host.watching.sockets import UnixConnection, open_supervisor
 
 RESERVE_BYTES = 512 * 2**20
 """Left free beside the weights: logs, compile caches."""
 LOG_BYTES = 65536
+SUPERVISOR_SECONDS = 60
 HALT_SECONDS = 0.2
 HALT_TRIES = 300
 RELOAD_TRIES = 75
@@ -30,31 +39,9 @@ STOPPED = {"STOPPED", "EXITED", "FATAL", "BACKOFF", "UNKNOWN"}
 Files = list[dict[str, Any]]
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket named relative to the working directory."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=60)
-        self.path = path
-
-    def connect(self) -> None:
-        """Connect to the socket instead of a port."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-
-class UnixTransport(xmlrpc.client.Transport):
-    """XML-RPC over such a connection."""
-
-    def make_connection(self, host: object) -> http.client.HTTPConnection:
-        """Ignore the host: there is one supervisor."""
-        return UnixConnection("supervisor.sock")
-
-
 def supervisor() -> Any:
     """Return the supervisor's own interface."""
-    return xmlrpc.client.ServerProxy("http://localhost", transport=UnixTransport()).supervisor
+    return open_supervisor(SUPERVISOR_SECONDS).supervisor
 
 
 def status() -> dict[str, Any]:
@@ -89,8 +76,7 @@ def is_engine_healthy() -> bool:
 
 def get(sock: str, path: str, timeout: float = 5) -> bytes | None:
     """Return what a program answers on its socket; None if that is no 200."""
-    connection = UnixConnection(sock)
-    connection.timeout = timeout
+    connection = UnixConnection(sock, timeout)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -109,12 +95,7 @@ def state() -> dict[str, Any]:
 
 def lease(remaining: dict[str, Any]) -> dict[str, Any]:
     """Tell the agent how long this may last, counted from now by every clock that there is."""
-    clocks = {
-        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        "boottime": time.clock_gettime(time.CLOCK_BOOTTIME),
-        "wall": time.time(),
-    }
-    write_json("lease.json", {**remaining, "at": clocks})
+    write_json("lease.json", {**remaining, "at": asdict(read_moment())})
     return {}
 
 
@@ -306,7 +287,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main(root: Path, questions: Iterable[str]) -> None:
     """Answer each line, a command and its arguments, with a line; in the working directory of everything."""
-    os.umask(0o077)
     os.chdir(root / "run")
     for question in questions:
         command, *arguments = json.loads(question)

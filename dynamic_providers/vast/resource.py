@@ -137,6 +137,15 @@ class Fleet(Resource, module="vast", name="Fleet"):
         props = dict.fromkeys(("fleet_id", "ca_certificate", "sign", "observe"))
         super().__init__(FleetProvider(), name, props, with_secret(opts, "sign", "observe"))
 
+    def to_props(self) -> dict[str, Output[str]]:
+        """Return what a VastInstance takes of its fleet, by the names of its inputs."""
+        return {
+            "fleet_id": self.fleet_id,
+            "ca_certificate": self.ca_certificate,
+            "sign": self.sign,
+            "observe": self.observe,
+        }
+
 
 class Lease(Resource, module="vast", name="Lease"):
     """The intent to have one machine.

@@ -6,11 +6,11 @@ Runs on the machine: standard library and the lease's rules, Python 3.11.
 from __future__ import annotations
 
 import http.client
-import socket
 import time
 
 from bootstrap.host.watching.door import handed_in_flight
 from bootstrap.host.watching.mind import Look
+from bootstrap.host.watching.sockets import UnixConnection
 from dynamic_providers.lease.policy import Sample, parse_reading
 
 TIMEOUT_SECONDS = 3.0
@@ -18,23 +18,9 @@ PAGE_BYTES = 8 * 2**20
 PIECE_BYTES = 65536
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket, named relative to the working directory."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_SECONDS)
-        self.path = path
-
-    def connect(self) -> None:
-        """Connect to the socket instead of a port."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-
 def get(path: str, target: str) -> str | None:
     """Return what is answered with 200 within the time; None if nothing is."""
-    connection = UnixConnection(path)
+    connection = UnixConnection(path, TIMEOUT_SECONDS)
     deadline = time.monotonic() + TIMEOUT_SECONDS
     try:
         connection.request("GET", target)

@@ -15,20 +15,15 @@ from typing import Any
 from xml.parsers.expat import ExpatError
 
 from bootstrap.host.watching.engine import NOT_THERE, Program
-from bootstrap.host.watching.looks import UnixConnection
+from bootstrap.host.watching.looks import TIMEOUT_SECONDS
+from bootstrap.host.watching.sockets import open_supervisor
 
 LOG_BYTES = 65536
 ERRORS = (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError)
 
 
-class _Transport(xmlrpc.client.Transport):
-    def make_connection(self, host: object) -> http.client.HTTPConnection:
-        """Ignore the host: there is one supervisor."""
-        return UnixConnection("supervisor.sock")
-
-
 def _ask(method: str, *arguments: object) -> Any:
-    with xmlrpc.client.ServerProxy("http://localhost", transport=_Transport()) as proxy:
+    with open_supervisor(TIMEOUT_SECONDS) as proxy:
         return getattr(proxy.supervisor, method)(*arguments)
 
 
