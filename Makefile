@@ -25,7 +25,7 @@ sandbox: $(READY) ## a market, hosts and a store to try commands against, until 
 test: $(READY) ## all tests but the heavy ones
 	@$(BIN)/python -m pytest -q -n $$(( $$(nproc) + 2 )) --dist loadfile --no-loadscope-reorder -m 'not real and not live'
 test-real: $(READY) ## the heavy ones: real vLLM on CPU, Prometheus, kills of real processes, the real Pulumi CLI where there is one
-	@$(BIN)/python tests/e2e/prometheus.py >/dev/null & $(BIN)/python tests/e2e/vllm_cpu.py >/dev/null && wait $$!
+	@$(BIN)/python -m tests.e2e.prometheus >/dev/null & $(BIN)/python -m tests.e2e.vllm_cpu >/dev/null && wait $$!
 	@$(BIN)/python -m pytest -q -m real -p tests.e2e.skips -n $$(nproc) --dist load tests/unit tests/program tests/sandbox
 	@$(BIN)/python -m pytest -q -m real -p tests.e2e.skips tests/e2e
 kill-points: $(READY) ## every moment of a run × every way to break it × everything typed next: hours

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from tests.e2e.vllm_cpu import BuildError
+from tests.e2e.building import BuildError
 from tests.sandbox.world import Plan, SandboxError, World, is_set, stack_names
 
 WELCOME = """

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tests.e2e import vllm_cpu
+from tests.e2e.building import BuildError
 from tests.sandbox.hosts.processes import MARK, end_processes
 from tests.sandbox.world import ROOT, Plan, is_set
 
@@ -49,7 +50,7 @@ def main() -> int:
             vllm_cpu.build()  # here, where its progress reaches the terminal
         with sandbox(folder, keep=is_set("KEEP")) as pid:
             play(Shell(folder), keep_pid=pid if is_set("KEEP") else None)
-    except (DemoError, vllm_cpu.BuildError) as error:
+    except (DemoError, BuildError) as error:
         print(paint(f"demo: {error}", RED), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
